@@ -1,0 +1,1 @@
+"""Data sets built deterministically out of real material that ships inside dependencies."""

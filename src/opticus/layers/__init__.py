@@ -1,0 +1,1 @@
+"""Modules that three papers or more share, without any switch."""

@@ -1,0 +1,1 @@
+"""Loss functions and the one-phase objective that most papers need."""

@@ -1,0 +1,1 @@
+"""Official numbers as update/compute objects."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions: boxes, overlaps, suppression, RoI pooling, masks, resampling, schedules, collectives."""

@@ -1,0 +1,1 @@
+"""Literal loop twins of the vectorised ops: the definition, written down; used by property tests and `opticus prove`."""

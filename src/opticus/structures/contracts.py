@@ -1,0 +1,217 @@
+"""The contracts between rooms (DESIGN 5): what a network, an objective, a data set and a metric promise each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from torch import Generator, Tensor, nn
+
+from opticus.structures.batch import Batch, Images, Sample
+from opticus.structures.errors import UnknownNameError
+from opticus.structures.targets import Result, Target
+
+Task = Literal["classify", "detect", "segment", "panoptic", "pose", "embed", "generate", "caption"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """How a picture becomes a network input: data, never code. It travels with every checkpoint.
+
+    `resize`: "none" | "fixed" (to `size` = (H, W)) | "shortest" (shorter side to size[0], longer side at most size[1], 0 = no
+    limit) | "letterbox" (fit into `size`, pad with `fill`). `crop` (H, W) is a centre crop after the resize. `scale`, `mean` and
+    `std` act as (pixel * scale - mean) / std per channel in `order`. `stride`: batches are padded (right, bottom) to a multiple.
+    """
+
+    channels: int = 3
+    resize: Literal["none", "fixed", "shortest", "letterbox"] = "fixed"
+    size: tuple[int, int] = (224, 224)
+    crop: tuple[int, int] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    order: Literal["rgb", "bgr"] = "rgb"
+    fill: float = 0.0
+    stride: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_json` is its inverse."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Prepare:
+        """Rebuild from `to_json`; an unknown key is an error."""
+        known = Prepare.__dataclass_fields__
+        for key in values:
+            if key not in known:
+                raise UnknownNameError("prepare key", key, known)
+        decoded: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return Prepare(**decoded)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Config field that names another network: `Part("resnet/50", norm="frozen", classes=0)`.
+
+    `zoo.create` resolves it into a module and hands that to the constructor; keywords override fields of that network's Config.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+
+    def __init__(self, name: str, **changes: Any) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "changes", dict(changes))
+
+    def __hash__(self) -> int:
+        return hash((self.name, repr(sorted(self.changes.items()))))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One published checkpoint: where it is, what it is, under which licence. Unknown facts stay None, never guessed."""
+
+    url: str
+    format: str  # a key of the paper's FORMATS
+    license: str
+    source: str  # the page or file these facts were copied from
+    prepare: Prepare
+    digest: str | None = None  # sha256 of the file, or its published prefix (torchvision's eight hex digits)
+    labels: str | None = None  # a label table shipped in opticus/weights/labels, e.g. "imagenet1k"
+    classes: int | None = None  # width of the published head where it differs from the variant's
+    reports: Mapping[str, float] = field(default_factory=dict[str, float])
+    size: int | None = None  # bytes
+
+
+# --- capabilities of networks ------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A network that turns pictures into results."""
+
+    prepare: Prepare
+
+    def results(self, out: Any, images: Images) -> list[Result]:
+        """Results in original pixel coordinates, one per picture, from `forward`'s output."""
+        ...
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network whose intermediate maps can carry another one; `strides` and `widths` describe `features`' maps."""
+
+    strides: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """Feature maps (B, widths[i], ceil(H / strides[i]), ceil(W / strides[i])), fine to coarse."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A network that draws new data."""
+
+    def sample(self, n: int, *, generator: Generator, condition: Any = None, steps: int | None = None) -> Tensor:
+        """`n` samples; the same generator state gives the same samples."""
+        ...
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """A network that maps pictures to latents and back."""
+
+    def encode(self, pixels: Tensor) -> Any: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Promptable(Protocol):
+    """A network that encodes a picture once and answers many prompts."""
+
+    def encode(self, images: Images) -> Any: ...
+    def results(self, out: Any, images: Images) -> list[Result]: ...
+
+
+@runtime_checkable
+class TextGenerator(Protocol):
+    """A network that writes text."""
+
+    def generate(self, inputs: Any, *, limit: int, beams: int = 1, generator: Generator | None = None) -> list[Result]: ...
+
+
+# --- training ----------------------------------------------------------------------------------------------------------
+
+
+class Progress(NamedTuple):
+    """Where a run is: optimiser steps and epochs done so far, their totals, the present phase, and the epoch's last step."""
+
+    step: int
+    epoch: int
+    steps: int
+    epochs: int
+    phase: str = "all"
+    last_of_epoch: bool = False
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return self.step / max(self.steps, 1)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Losses and training-only state of a method. It is an nn.Module; `network` is what is saved, evaluated and averaged."""
+
+    network: nn.Module
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        """The phases of optimiser step `step`, all on one batch: ("all",), or ("d", "g"), or ("d",) four times then ("d", "g")."""
+        ...
+
+    def parameters_of(self, phase: str) -> Iterable[nn.Parameter]:
+        """The parameters that `phase` trains; there is one optimiser per phase name and the others are frozen meanwhile."""
+        ...
+
+    def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
+        """The weighted terms of `at.phase`; the loss is their sum."""
+        ...
+
+    def before_update(self, at: Progress) -> None:
+        """Between backward and the optimiser's step: cancel or clip gradients."""
+        ...
+
+    def after_step(self, at: Progress) -> None:
+        """After the step: moving averages, queues, clustering."""
+        ...
+
+
+class Metric(Protocol):
+    """An official number, built up over a data set and mergeable across processes."""
+
+    protocol: Mapping[str, Any]  # everything that must be equal for two numbers to be comparable
+
+    def update(self, prediction: Result, target: Target, id: str) -> None: ...
+    def compute(self) -> dict[str, float]: ...
+    def state(self) -> Any: ...
+    def merge(self, state: Any) -> None: ...
+
+
+class Dataset(Protocol):
+    """A random-access data set. Pictures are decoded in `__getitem__`, never before; annotations sit in flat arrays."""
+
+    task: Task
+    names: tuple[str, ...]  # class names; labels are indices into it
+    label_ids: tuple[int, ...]  # the data set's own category ids, parallel to `names`
+    hash: str  # changes whenever the content (or the generator of embedded data) does
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+    def id_of(self, index: int) -> str: ...
+    def target_of(self, index: int) -> Target | None:
+        """The target alone, without decoding the picture."""
+        ...

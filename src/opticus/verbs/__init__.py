@@ -1,0 +1,1 @@
+"""The public verbs: the only place where data, metrics, plot and train meet."""

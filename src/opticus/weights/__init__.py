@@ -1,0 +1,1 @@
+"""Fetching, reading, renaming, strict loading, identifying and saving of weights."""
