@@ -1,0 +1,192 @@
+"""Deep Residual Learning for Image Recognition.
+
+He, Zhang, Ren and Sun, CVPR 2016, arXiv 1512.03385; with the grouped blocks of ResNeXt (Xie et al., CVPR 2017, 1611.05431)
+and the wider ones of Wide ResNet (Zagoruyko and Komodakis, BMVC 2016, 1605.07146).
+Reference: torchvision 0.29 (BSD-3-Clause); the same networks in timm and Hugging Face transformers (both Apache-2.0).
+
+*Differs*: the stride of a bottleneck is on its 3x3 convolution, not on the first 1x1 (as in every published PyTorch file);
+shortcuts that change shape are projections everywhere (the paper's option B), the small networks of section 4.2 included.
+*Map*: eq. 1-2 -> `Basic.forward`; figure 5 right -> `Bottleneck`; table 1 -> `ResNet`, `VARIANTS`; section 4.2 -> stem "small";
+ResNeXt figure 3c -> `groups`, `group_width`; Wide ResNet table 9 -> `group_width=128`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from opticus.layers.norm import FrozenBatchNorm
+from opticus.losses.classify import CrossEntropy, ranked
+from opticus.losses.supervised import Supervised
+from opticus.structures import Embedding, Images, Prepare, Result, Task
+
+TASK: Task = "classify"
+PREPARE = Prepare(resize="shortest", size=(256, 0), crop=(224, 224))
+SMALL = Prepare(resize="fixed", size=(32, 32))
+
+
+@dataclass(frozen=True)
+class Config:
+    """`dilate` lists the stages (1-based) whose stride becomes a dilation; `classes=0` leaves the head away."""
+
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    classes: int = 1000
+    width: int = 64
+    groups: int = 1
+    group_width: int = 64
+    stem: Literal["imagenet", "small"] = "imagenet"
+    norm: Literal["batch", "frozen"] = "batch"
+    dilate: tuple[int, ...] = ()
+    channels: int = 3
+
+
+# --- network -----------------------------------------------------------------------------------------------------------
+
+
+def _norm(kind: str, width: int) -> nn.Module:
+    return FrozenBatchNorm(width) if kind == "frozen" else nn.BatchNorm2d(width)
+
+
+def _conv3(width_in: int, width: int, stride: int, dilation: int, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(width_in, width, 3, stride, dilation, dilation, groups, bias=False)
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions around an identity (figure 5 left): y = F(x) + x, eq. 1."""
+
+    expansion = 1
+
+    def __init__(self, config: Config, width_in: int, width: int, *, stride: int, dilation: int, project: bool) -> None:
+        super().__init__()
+        self.conv1 = _conv3(width_in, width, stride, dilation)
+        self.bn1 = _norm(config.norm, width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv3(width, width, 1, dilation)
+        self.bn2 = _norm(config.norm, width)
+        self.downsample = _project(config.norm, width_in, width, stride) if project else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        x += shortcut
+        return self.relu(x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 around an identity (figure 5 right); the 3x3 may be grouped (ResNeXt) or wider (Wide ResNet)."""
+
+    expansion = 4
+
+    def __init__(self, config: Config, width_in: int, width: int, *, stride: int, dilation: int, project: bool) -> None:
+        super().__init__()
+        inner = width * config.group_width // 64 * config.groups
+        self.conv1 = nn.Conv2d(width_in, inner, 1, bias=False)
+        self.bn1 = _norm(config.norm, inner)
+        self.conv2 = _conv3(inner, inner, stride, dilation, config.groups)
+        self.bn2 = _norm(config.norm, inner)
+        self.conv3 = nn.Conv2d(inner, 4 * width, 1, bias=False)
+        self.bn3 = _norm(config.norm, 4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _project(config.norm, width_in, 4 * width, stride) if project else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x += shortcut
+        return self.relu(x)
+
+
+def _project(norm: str, width_in: int, width: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), _norm(norm, width))
+
+
+class ResNet(nn.Module):
+    """Table 1: a stem, stages of residual blocks that halve the map and double the width, average pooling, a classifier.
+
+    `forward` returns logits (B, classes), or the pooled features (B, widths[-1]) of a network without a head.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.prepare = PREPARE if config.stem == "imagenet" else SMALL
+        small = config.stem == "small"
+        self.conv1 = nn.Conv2d(config.channels, config.width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
+        self.bn1 = _norm(config.norm, config.width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        block = Basic if config.block == "basic" else Bottleneck
+        width_in, reach, dilation = config.width, 1 if small else 4, 1
+        strides: list[int] = []
+        for i, count in enumerate(config.layers):
+            width, stride, before = config.width * 2**i, 2 if i else 1, dilation
+            if i + 1 in config.dilate:
+                stride, dilation = 1, dilation * stride
+            reach *= stride
+            strides.append(reach)
+            project = stride != 1 or width_in != width * block.expansion
+            blocks = [block(config, width_in, width, stride=stride, dilation=before, project=project)]
+            width_in = width * block.expansion
+            blocks += [block(config, width_in, width, stride=1, dilation=dilation, project=False) for _ in range(1, count)]
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        self.strides = tuple(strides)
+        self.widths = tuple(config.width * 2**i * block.expansion for i in range(len(config.layers)))
+        self.fc = nn.Linear(width_in, config.classes) if config.classes else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, pixels: Float[Tensor, "B C H W"]) -> list[Tensor]:
+        """The output of every stage, fine to coarse."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
+        maps: list[Tensor] = []
+        for i in range(len(self.config.layers)):
+            x = self.get_submodule(f"layer{i + 1}")(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, pixels: Float[Tensor, "B C H W"], valid: Tensor | None = None) -> Float[Tensor, "B K"]:
+        x = F.adaptive_avg_pool2d(self.features(pixels)[-1], 1).flatten(1)
+        return x if self.fc is None else self.fc(x)
+
+    def results(self, out: Float[Tensor, "B K"], images: Images) -> list[Result]:
+        """Ranked classes with probabilities; embeddings of a network without a head."""
+        return ranked(out) if self.fc is not None else [Embedding(vector) for vector in out.detach()]
+
+
+NETWORK = ResNet
+
+
+# --- objective ---------------------------------------------------------------------------------------------------------
+
+
+def objective(network: nn.Module, **options: Any) -> Supervised:
+    """Cross-entropy on the softmax of the logits (section 3.4); options of `losses.classify.CrossEntropy`."""
+    return Supervised(network, CrossEntropy(**options))
+
+
+# --- variants ----------------------------------------------------------------------------------------------------------
+
+_WIDE = partial(Config, group_width=128)
+VARIANTS: dict[str, Config] = {
+    "tiny": Config((1, 1, 1, 1), "basic", width=16, stem="small", classes=10),
+    "18": Config((2, 2, 2, 2), "basic"),
+    "34": Config((3, 4, 6, 3), "basic"),
+    "50": Config((3, 4, 6, 3)),
+    "101": Config((3, 4, 23, 3)),
+    "152": Config((3, 8, 36, 3)),
+    "resnext50_32x4d": Config((3, 4, 6, 3), groups=32, group_width=4),
+    "resnext101_32x8d": Config((3, 4, 23, 3), groups=32, group_width=8),
+    "resnext101_64x4d": Config((3, 4, 23, 3), groups=64, group_width=4),
+    "wide50_2": _WIDE((3, 4, 6, 3)),
+    "wide101_2": _WIDE((3, 4, 23, 3)),
+}
