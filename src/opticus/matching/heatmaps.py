@@ -1,0 +1,130 @@
+"""Objects as points on a heat map: Gaussian targets for training, local maxima as detections (CornerNet, CenterNet)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from opticus.structures import DataError, Instances, Target
+
+
+class PointTargets(NamedTuple):
+    """What a point detector learns from a batch; lengths are in cells of the heat map.
+
+    `heat` (B,K,H,W) float32, 1 at the cell of each object's centre; for each of the N objects: `image` (N,) its picture,
+    `cells` (N,2) int64 the x and y of its cell, `sizes` (N,2) width and height, `offsets` (N,2) centre minus cell, in [0, 1).
+    """
+
+    heat: Tensor
+    image: Tensor
+    cells: Tensor
+    sizes: Tensor
+    offsets: Tensor
+
+
+class Peaks(NamedTuple):
+    """The P strongest local maxima of each map, best first: `scores`, `labels`, and the cells' `x` and `y`, all (B, P)."""
+
+    scores: Tensor
+    labels: Tensor
+    x: Tensor
+    y: Tensor
+
+
+def gaussian_radius(sizes: Float[Tensor, "N 2"], overlap: float = 0.7) -> Int[Tensor, "N"]:
+    """How many cells an object's centre may be off before a box of its size falls below IoU `overlap`, rounded down.
+
+    `sizes` are widths and heights in cells, rounded up before use. The three cases (both corners outside, both inside, one of
+    each) solve quadratics; as in the published code the last two lack their leading coefficient's division, so that their
+    radius is larger than the derivation's. Source: CornerNet (1808.01244) section 3.2 and the authors' repository.
+    """
+    width, height = sizes.ceil().double().unbind(1)
+    total, area = width + height, width * height
+    shifted = (total + (total**2 - 4 * area * (1 - overlap) / (1 + overlap)).sqrt()) / 2
+    inside = (2 * total + (4 * total**2 - 16 * (1 - overlap) * area).sqrt()) / 2
+    linear = 2 * overlap * total
+    outside = (-linear + (linear**2 + 16 * overlap * (1 - overlap) * area).sqrt()) / 2
+    return torch.stack([shifted, inside, outside]).amin(0).clamp(min=0).long()
+
+
+def gaussian_planes(
+    cells: Int[Tensor, "N 2"],
+    radii: Int[Tensor, "N"],
+    planes: Int[Tensor, "N"],
+    count: int,
+    size: tuple[int, int],
+) -> Float[Tensor, "P H W"]:
+    """`count` planes of `size` (H, W); plane p is the maximum of the Gaussians of the points whose `planes` entry is p.
+
+    A Gaussian has sigma (2 radius + 1) / 6 cells and is cut off outside the square of +-radius around its cell (x, y).
+    """
+    height, width = size
+    sigma = (2 * radii + 1).float() / 6
+
+    def profile(centre: Tensor, length: int) -> Tensor:
+        distance = torch.arange(length, device=cells.device) - centre[:, None]
+        values = torch.exp(-(distance.float() ** 2) / (2 * sigma[:, None] ** 2))
+        return values * (distance.abs() <= radii[:, None])
+
+    points = profile(cells[:, 1], height)[:, :, None] * profile(cells[:, 0], width)[:, None, :]
+    heat = points.new_zeros(count, height * width)
+    index = planes[:, None].expand(-1, height * width)
+    return heat.scatter_reduce_(0, index, points.flatten(1), "amax").view(count, height, width)
+
+
+def point_targets(
+    targets: Sequence[Target | None],
+    classes: int,
+    size: tuple[int, int],
+    stride: int,
+    ids: Sequence[str] = (),
+    overlap: float = 0.7,
+) -> PointTargets:
+    """Heat maps and regression targets of boxes given in network-input pixels, for maps of `size` (H, W) at `stride`.
+
+    Boxes are clipped to the map; those without area, and crowd regions, are left out. Pictures without objects are legal.
+
+    Raises:
+        DataError: a target is not `Instances`, or a label is outside 0..classes-1; the message names the sample.
+    """
+    names = tuple(ids) or tuple(f"sample {i}" for i in range(len(targets)))
+    height, width = size
+    boxes: list[Tensor] = []
+    labels: list[Tensor] = []
+    for name, target in zip(names, targets, strict=True):
+        if not isinstance(target, Instances):
+            found = "none" if target is None else type(target).__name__
+            raise DataError(f"{name}: detection needs a target of type Instances, found {found}")
+        if len(target) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
+            raise DataError(f"{name}: labels must be in 0..{classes - 1}, found {target.labels.unique().tolist()}")
+        limit = target.boxes.new_tensor([width, height, width, height])
+        box = torch.minimum((target.boxes / stride).clamp(min=0), limit)
+        keep = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+        if target.crowd is not None:
+            keep &= ~target.crowd.bool()
+        boxes.append(box[keep])
+        labels.append(target.labels[keep])
+    image = torch.cat([torch.full_like(label, i) for i, label in enumerate(labels)])
+    box, label = torch.cat(boxes), torch.cat(labels)
+    sizes = box[:, 2:] - box[:, :2]
+    centres = (box[:, :2] + box[:, 2:]) / 2
+    cells = torch.minimum(centres.long(), torch.tensor([width - 1, height - 1], device=box.device))
+    heat = gaussian_planes(cells, gaussian_radius(sizes, overlap), image * classes + label, len(labels) * classes, size)
+    return PointTargets(heat.view(len(labels), classes, *size), image, cells, sizes, centres - cells)
+
+
+def peaks(heat: Float[Tensor, "B K H W"], count: int) -> Peaks:
+    """The `count` best cells that are the maximum of their 3x3 neighbourhood in their own plane (CenterNet section 4).
+
+    A place of the answer that no peak fills has score 0. Cells of a plateau are all peaks.
+    """
+    height, width = heat.shape[-2:]
+    best = heat * (F.max_pool2d(heat, 3, 1, 1) == heat)
+    scores, index = best.flatten(1).topk(min(count, heat[0].numel()), dim=1)
+    cell = index % (height * width)
+    return Peaks(scores, index // (height * width), cell % width, cell // width)
