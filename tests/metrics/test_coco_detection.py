@@ -18,7 +18,7 @@ KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs"
 
 def boxes_of(rng, n, width=200.0):
     centre = rng.uniform(10, width - 10, (n, 2))
-    size = np.exp(rng.uniform(np.log(6), np.log(150), (n, 2)))
+    size = np.exp(rng.uniform(np.log(6), np.log(190), (n, 2)))
     return torch.from_numpy(np.concatenate([centre - size / 2, centre + size / 2], 1)).float()
 
 
@@ -38,7 +38,7 @@ def problem(seed, images=6, classes=4, masks=False, size=(200, 200)):
     for _ in range(images):
         n = int(rng.integers(0, 7)) * int(rng.random() < 0.85)
         truth = boxes_of(rng, n)
-        near = truth[torch.from_numpy(rng.integers(0, max(n, 1), 3 * n))] + torch.from_numpy(rng.normal(0, 6, (3 * n, 4))).float()
+        near = truth[torch.from_numpy(rng.integers(0, max(n, 1), 3 * n))] + torch.from_numpy(rng.normal(0, 3, (3 * n, 4))).float()
         far = boxes_of(rng, int(rng.integers(0, 4)))
         boxes = torch.cat([near, far])
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
