@@ -1,0 +1,114 @@
+"""Parts of data sets: a choice of records, and Python iterables of samples in the dress of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opticus.data.records import Boxes, Source, digest
+from opticus.structures import Classes, DataError, Instances, LabelMap, Panoptic, Sample, Target, Task
+
+
+class Subset:
+    """The records `indices` of a data set; `quarantined` maps the ids that were left out as bad to the reason."""
+
+    boxes: Boxes | None = None
+
+    def __init__(self, base: Source, indices: Iterable[int], quarantined: Mapping[str, str] | None = None) -> None:
+        self.base = base
+        self.indices = np.asarray(list(indices), np.int64)
+        self.quarantined = dict(quarantined or {})
+        self.task: Task = base.task
+        self.names: tuple[str, ...] = base.names
+        self.label_ids: tuple[int, ...] = base.label_ids
+        self.split: str = base.split
+        self.splits: tuple[str, ...] = base.splits
+        self.hash: str = digest(base.hash, self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.base[int(self.indices[index])]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def id_of(self, index: int) -> str:
+        """The id of record `index`."""
+        return self.base.id_of(int(self.indices[index]))
+
+    def target_of(self, index: int) -> Target | None:
+        """The target of record `index` alone."""
+        return self.base.target_of(int(self.indices[index]))
+
+    def file_of(self, index: int) -> Path | None:
+        """The picture's file, where there is one."""
+        return self.base.file_of(int(self.indices[index]))
+
+
+class Samples:
+    """Samples held in memory, from any Python iterable; ids that are missing become the sample's number."""
+
+    boxes: Boxes | None = None
+    splits: tuple[str, ...] = ("train",)
+
+    def __init__(self, samples: Iterable[Any], split: str = "train", names: Seq[str] | None = None) -> None:
+        self.samples: list[Sample] = list(samples)
+        self.split = split
+        for number, sample in enumerate[Any](self.samples):
+            if not isinstance(sample, Sample):
+                raise DataError(f"element {number} of the data is a {type(sample).__name__}, expected an opticus Sample")
+        self.task: Task = _task_of([sample.target for sample in self.samples])
+        highest = max((_highest(sample.target) for sample in self.samples), default=-1)
+        if names is not None and highest >= len(names):
+            raise DataError(f"the data has {len(names)} class names but a label {highest}")
+        self.names: tuple[str, ...] = tuple(names) if names is not None else tuple(str(i) for i in range(highest + 1))
+        self.label_ids: tuple[int, ...] = tuple(range(len(self.names)))
+        self.hash: str = digest("samples", *(part for i in range(len(self.samples)) for part in self._content(i)))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        return sample if sample.id else Sample(sample.inputs, sample.target, f"{index:06d}", sample.matrix, sample.weight)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def id_of(self, index: int) -> str:
+        """The sample's id, or its number when it has none."""
+        return self.samples[index].id or f"{index:06d}"
+
+    def target_of(self, index: int) -> Target | None:
+        """The sample's target."""
+        return self.samples[index].target
+
+    def file_of(self, index: int) -> Path | None:
+        """None: the samples are in memory."""
+        return None
+
+    def _content(self, index: int) -> tuple[bytes, ...]:
+        sample = self.samples[index]
+        image = sample.inputs.get("image")
+        pixels = sample.picture.pixels.contiguous().numpy().tobytes() if image is not None else b""
+        return pixels, repr(sample.target).encode()
+
+
+def _task_of(targets: list[Target | None]) -> Task:
+    kinds: dict[type, Task] = {Classes: "classify", Instances: "detect", LabelMap: "segment", Panoptic: "panoptic"}
+    for target in targets:
+        if target is not None:
+            return kinds.get(type(target), "embed")
+    return "classify"
+
+
+def _highest(target: Target | None) -> int:
+    if isinstance(target, (Classes, Instances)) and len(target):
+        return int(target.labels.max())
+    return -1
