@@ -23,7 +23,7 @@ _VARIANCE = re.compile(r"(.*[./])?(running_var|moving_variance)")
 _BIAS = re.compile(r"(.*[._/])?(bias|beta|offset|bias_hh_l\d+|bias_ih_l\d+)")
 _NORM = re.compile(r"(.*[._/])?(norm|bn|ln|layernorm|layer_norm|batchnorm|groupnorm)\w*[./](weight|scale|gamma)", re.IGNORECASE)
 _TABLE = re.compile(
-    r"(.*[._/])?(pos\w*|\w*pos_emb\w*|\w*position\w*|\w*token|cls|query_embed|queries|row_embed|column_embed)([./](weight|\w*embedding\w*))?"
+    r"(.*[._/])?((?!\w*(proj|mlp|conv|fc|net))(pos\w*|\w*token|query_embed|queries|row_embed|col\w*_embed)([./](weight|\w*embedding\w*))?|cls)"
 )
 _KERNEL = re.compile(r"(.*[._/])?kernel")  # TensorFlow/JAX layout: outputs last
 _SPLIT_HEADS = re.compile(r".*(query|key|value)/kernel")  # (width, heads, width per head)
@@ -103,3 +103,9 @@ def picture(height: int, width: int, seed: int = 0, channels: int = 3) -> NDArra
     patch = np.where((x * 8 // max(width, 1) + y * 8 // max(height, 1) + seed) % 3 == 0, 48, 0)
     noise = ((_uniform(seed * 2654435761 % 2**32, height * width * channels) + 1.0) * 8.0).astype(np.int64).reshape(ramp.shape)
     return np.clip(ramp + patch + noise, 0, 255).astype(np.uint8)
+
+
+def pixels_of(shape: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A raw input tensor in (-1.7, 1.7) with unit variance, for cases that start behind the preprocessing."""
+    values = _uniform(zlib.crc32(f"pixels {seed}".encode()), math.prod(shape)) * math.sqrt(3.0)
+    return torch.from_numpy(values).reshape(tuple(shape)).to(dtype)

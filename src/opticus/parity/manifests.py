@@ -1,0 +1,146 @@
+"""Key manifests: which keys of which shapes a published file has. Stored folded, since layers repeat; hashed for exact lookup."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+from opticus.structures import WeightsError
+
+Shapes = dict[str, tuple[int, ...]]
+_RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+class Manifest(NamedTuple):
+    """One published layout: `paper/variant` in `format`, its number of keys `size`, the hash of its lines, its folded keys."""
+
+    paper: str
+    variant: str
+    format: str
+    size: int
+    sha256: str
+    folded: Any
+
+    @property
+    def name(self) -> str:
+        """`paper/variant`, the name that the zoo knows."""
+        return f"{self.paper}/{self.variant}"
+
+    @property
+    def keys(self) -> Shapes:
+        """Key -> shape, unfolded; empty where only the hash is recorded."""
+        return unfold(self.folded) if self.folded is not None else {}
+
+
+def digest(shapes: Mapping[str, Sequence[int]]) -> str:
+    """sha256 of the sorted lines "key HxW..." joined by newlines; a scalar's shape is empty."""
+    lines = sorted(f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def fold(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """A manifest as a tree over key components in which equal siblings share one branch: {"layers": {"0-5": {...}}}.
+
+    Shapes become strings ("64x3x7x7"). The separator is "." or "/", whichever the keys use; it is stored under "".
+    """
+    separator = "/" if any("/" in key for key in shapes) else "."
+    tree: dict[str, Any] = {}
+    for key, shape in sorted(shapes.items()):
+        node = tree
+        *parents, leaf = key.split(separator)
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise WeightsError(f"manifest key {key!r}: {part!r} is both a tensor and a group")
+        if leaf in node:
+            raise WeightsError(f"manifest key {key!r} is both a tensor and a group")
+        if any(not part or "|" in part or _RANGE.fullmatch(part) for part in (*parents, leaf)):
+            raise WeightsError(f"manifest key {key!r} cannot be folded: empty component, '|' or a range in it")
+        node[leaf] = "x".join(map(str, shape))
+    return {"": separator, **_merge(tree)}
+
+
+def _merge(tree: dict[str, Any]) -> dict[str, Any]:
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    for part in sorted(tree, key=lambda p: (not p.isdigit(), int(p) if p.isdigit() else 0, p)):
+        branch = _merge(tree[part]) if isinstance(tree[part], dict) else tree[part]
+        groups.setdefault(json.dumps(branch), (branch, []))[1].append(part)
+    return {_join(parts): branch for branch, parts in groups.values()}
+
+
+def _join(parts: list[str]) -> str:
+    runs: list[list[int]] = []
+    words: list[str] = []
+    for part in parts:
+        if not part.isdigit() or str(int(part)) != part:
+            words.append(part)
+        elif runs and runs[-1][1] == int(part) - 1:
+            runs[-1][1] = int(part)
+        else:
+            runs.append([int(part), int(part)])
+    return "|".join([str(a) if a == b else f"{a}-{b}" for a, b in runs] + words)
+
+
+def unfold(folded: Mapping[str, Any]) -> Shapes:
+    """The inverse of `fold`."""
+    separator = folded[""]
+    return {separator.join(path): shape for path, shape in _walk(folded)}
+
+
+def _walk(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    for joined, branch in tree.items():
+        if not joined:
+            continue
+        below = list(_walk(branch)) if isinstance(branch, Mapping) else [((), _shape(branch))]
+        for part in _parts(joined):
+            for path, shape in below:
+                yield (part, *path), shape
+
+
+def _parts(joined: str) -> Iterator[str]:
+    for word in joined.split("|"):
+        if found := _RANGE.fullmatch(word):
+            yield from map(str, range(int(found[1]), int(found[2]) + 1))
+        else:
+            yield word
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split("x")) if text else ()
+
+
+# --- the recorded files ----------------------------------------------------------------------------------------------
+
+
+def papers() -> tuple[str, ...]:
+    """The papers that have a recorded parity file, sorted."""
+    folder = resources.files("opticus.parity")
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def read(paper: str) -> dict[str, Any]:
+    """The parity record of a paper; WeightsError if there is none or it is not readable."""
+    try:
+        return json.loads(resources.files("opticus.parity").joinpath(f"{paper}.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(f"{paper}: there is no parity record src/opticus/parity/{paper}.json") from None
+    except ValueError as error:
+        raise WeightsError(f"{paper}: the parity record is not valid JSON ({error})") from error
+
+
+def manifests_of(record: Mapping[str, Any]) -> Iterator[Manifest]:
+    """The manifests inside one parity record."""
+    for form, variants in record["manifests"].items():
+        for variant, entry in variants.items():
+            yield Manifest(record["paper"], variant, form, entry["count"], entry["sha256"], entry.get("keys"))
+
+
+@functools.cache
+def all_manifests() -> tuple[Manifest, ...]:
+    """Every manifest of every recorded paper."""
+    return tuple(manifest for paper in papers() for manifest in manifests_of(read(paper)))
