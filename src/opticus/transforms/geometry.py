@@ -182,7 +182,7 @@ class Affine:
     """Rotate, scale, shear and shift about the picture's centre, with probability `p`.
 
     `degrees`, `shear` (degrees, along x and y): drawn from +-value, counter-clockwise as seen; `scale`: drawn from the range;
-    `translate`: drawn from +-share of (height, width). `size` is the new frame (None = unchanged) onto whose centre the old one goes.
+    `translate`: drawn from +-share of (height, width). `size` is the new frame (None = unchanged); centre goes to centre.
     """
 
     degrees: float = 0
@@ -219,7 +219,7 @@ class Affine:
 def affine_matrix(
     angle: float, scale: float, shear: tuple[float, float], centre: tuple[float, float], goal: tuple[float, float]
 ) -> Tensor:
-    """The matrix (3, 3) that shears, scales, turns by `angle` degrees (positive = counter-clockwise), takes `centre` to `goal` (x, y)."""
+    """The matrix (3, 3) that shears, scales and turns counter-clockwise by `angle` degrees, and takes `centre` to `goal` (x, y)."""
     turn = math.radians(angle)
     cos, sin = math.cos(turn) * scale, math.sin(turn) * scale
     rotation = torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)

@@ -140,7 +140,8 @@ def normalised(pixels: Sequence[Tensor], rule: Prepare, size: tuple[int, int] | 
         h, w = int(source.shape[0]), int(source.shape[1])
         planes = source.permute(2, 0, 1)
         inner = target[:, :h, :w]
-        inner.copy_(planes.flip(0) if reverse else planes)
+        # unpacking the bytes before widening them to floats moves a quarter of the memory
+        inner.copy_(planes.flip(0) if reverse else planes.contiguous())
         inner.mul_(gain).add_(bias)
         if (h, w) != size:
             target[:, h:].zero_()

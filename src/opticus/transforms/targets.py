@@ -42,7 +42,9 @@ def moved_sample(
         return move(pixels)
 
     target = moved_target(sample.target, matrix, size, keep, move_alike)
-    return sample.with_picture(move(sample.picture.pixels), target, matrix)
+    moved = sample.with_picture(move(sample.picture.pixels), target, matrix)
+    moved.sources = tuple((id, matrix.to(torch.float64) @ source) for id, source in sample.sources)
+    return moved
 
 
 def moved_target(

@@ -1,0 +1,348 @@
+"""Photometric transforms: what changes colours and moves nothing. Geometry is in `geometry`, the RandAugment list in `policy`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opticus.structures import Sample, UsageError
+from opticus.transforms.draw import Draw
+from opticus.transforms.pixels import LUMINANCE, channelled
+
+# RGB -> YIQ (NTSC, FCC 1953): a turn of the I-Q plane changes the hue and keeps the luminance
+_YIQ = torch.tensor([LUMINANCE, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)], dtype=torch.float64)
+_GREY = torch.tensor(LUMINANCE, dtype=torch.float64)
+_STEPS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True, slots=True)
+class ColourJitter:
+    """Change brightness, contrast, saturation and hue by random amounts, in random order, with probability `p`.
+
+    The first three draw a factor from [max(0, 1 - value), 1 + value]; `hue` draws a shift from +-value turns of the colour circle.
+    The default composes all four into one 3x4 colour matrix (hue as a turn of the YIQ chroma plane; nothing is clamped in
+    between) and applies it once. `faithful` works as torchvision does: one step after the other, clamped to [0, 255] in between,
+    hue in HSV; values stay real numbers between the steps and are rounded once.
+    """
+
+    brightness: float = 0
+    contrast: float = 0
+    saturation: float = 0
+    hue: float = 0
+    p: float = 1
+    faithful: bool = False
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        if not draw.chance(self.p):
+            return sample
+        amounts = self.drawn(draw)
+        pixels = sample.picture.pixels
+        out = jittered_stepwise(pixels, amounts) if self.faithful else jittered(pixels, amounts)
+        return sample.with_picture(out, sample.target)
+
+    def drawn(self, draw: Draw) -> list[tuple[str, float]]:
+        """The steps with their amounts, in the order in which they are applied; steps of strength 0 are left out."""
+        u = draw.rng.random(8).tolist()
+        order = sorted(range(4), key=lambda i: u[4 + i])
+        steps: list[tuple[str, float]] = []
+        for i in order:
+            strength = (self.brightness, self.contrast, self.saturation, self.hue)[i]
+            low, high = (-strength, strength) if i == 3 else (max(0.0, 1 - strength), 1 + strength)
+            if strength > 0:
+                steps.append((_STEPS[i], low + (high - low) * u[i]))
+        return steps
+
+
+def planes_of(pixels: Tensor) -> Tensor:
+    """(C, H*W) float32 planes of (H, W, C) uint8 pixels with 1 or 3 channels; UsageError for other counts."""
+    channels = int(pixels.shape[2])
+    if channels not in (1, 3):
+        raise UsageError(f"colour transforms take pictures of 1 or 3 channels, found {channels}")
+    return pixels.permute(2, 0, 1).contiguous().to(torch.float32).view(channels, -1)
+
+
+def pixels_of(planes: Tensor, like: Tensor) -> Tensor:
+    """(H, W, C) uint8 pixels shaped as `like` from planes (C, H*W), which are overwritten: rounded and clamped."""
+    height, width, channels = like.shape
+    planes.add_(0.5).clamp_(0, 255)
+    return torch.empty_like(like, memory_format=torch.contiguous_format).copy_(
+        planes.view(channels, height, width).permute(1, 2, 0)
+    )
+
+
+def jittered(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
+    """All steps as one affine map of colour space, applied to (H, W, C) uint8 pixels."""
+    planes = planes_of(pixels)
+    mean = planes.mean(1).double() if any(name == "contrast" for name, _ in steps) else torch.zeros(len(planes)).double()
+    gain, bias = colour_matrix(steps, mean.expand(3))
+    if len(planes) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
+        return pixels_of(planes.mul_(float(gain[0].sum())).add_(float(bias[0])), pixels)
+    return pixels_of(torch.addmm(bias.float()[:, None], gain.float(), planes), pixels)
+
+
+def colour_matrix(steps: list[tuple[str, float]], mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Gain (3, 3) and bias (3,), float64, of the steps in order; `mean` (3,) is the picture's mean colour before them.
+
+    Contrast moves away from the mean luminance that the picture has at that step, which is linear in `mean`.
+    """
+    gain, bias = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for name, amount in steps:
+        if name == "brightness":
+            gain, bias = gain * amount, bias * amount
+        elif name == "contrast":
+            level = _GREY @ (gain @ mean + bias)
+            gain, bias = gain * amount, bias * amount + (1 - amount) * level
+        else:
+            matrix = _hue_matrix(amount) if name == "hue" else amount * torch.eye(3).double() + (1 - amount) * _GREY.expand(3, 3)
+            gain, bias = matrix @ gain, matrix @ bias
+    return gain, bias
+
+
+def _hue_matrix(turns: float) -> Tensor:
+    cos, sin = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
+    turn = torch.tensor([[1, 0, 0], [0, cos, sin], [0, -sin, cos]], dtype=torch.float64)
+    return torch.linalg.inv(_YIQ) @ turn @ _YIQ
+
+
+def jittered_stepwise(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
+    """The steps one after the other on (H, W, C) uint8 pixels, clamped to [0, 255] after each; hue in HSV."""
+    planes = planes_of(pixels)
+    grey = _GREY.float()[None] if len(planes) == 3 else torch.ones(1, 1)
+    for name, amount in steps:
+        if name == "brightness":
+            planes.mul_(amount)
+        elif name == "contrast":
+            level = float(grey @ planes.mean(1))
+            planes.mul_(amount).add_((1 - amount) * level)
+        elif len(planes) == 3 and name == "saturation":
+            level = grey @ planes
+            planes.mul_(amount).add_(level, alpha=1 - amount)
+        elif len(planes) == 3:
+            hue_shifted(planes, amount)
+            continue  # a hue shift stays in range
+        planes.clamp_(0, 255)
+    return pixels_of(planes, pixels)
+
+
+def hue_shifted(planes: Tensor, turns: float) -> Tensor:
+    """Turn the hue of planes (3, N) in HSV by `turns`, in place; value and saturation stay.
+
+    With h the hue in sixths of the circle, min and max the extreme channels, the new channels are
+    min + (max - min) * clamp(|h - 3| - 1), clamp(2 - |h - 2|), clamp(2 - |h - 4|), each clamped to [0, 1] (Smith 1978, written
+    without its six cases).
+    """
+    red, green, blue = planes
+    low, high = planes.amin(0), planes.amax(0)
+    spread = high - low
+    per = torch.where(spread > 0, spread, 1).reciprocal_()
+    hue = torch.where(
+        high == red, (green - blue).mul_(per), torch.where(high == green, (blue - red).mul_(per) + 2, (red - green).mul_(per) + 4)
+    )
+    hue.add_(6 * turns)
+    hue.sub_(hue.mul(1 / 6).floor_(), alpha=6)
+    for channel, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
+        weight = (hue - centre).abs_()
+        weight = weight.mul_(sign).add_(offset).clamp_(0, 1)
+        torch.addcmul(low, weight, spread, out=planes[channel])
+    return planes
+
+
+@dataclass(frozen=True, slots=True)
+class Grayscale:
+    """Replace colours by their luminance with probability `p`; the number of channels stays."""
+
+    p: float = 1
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        pixels = sample.picture.pixels
+        if not draw.chance(self.p) or pixels.shape[2] == 1:
+            return sample
+        return sample.with_picture(channelled(channelled(pixels, 1, sample.id), 3), sample.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Blur:
+    """Gaussian blur with probability `p`; its standard deviation in pixels is drawn from `sigma`.
+
+    A true Gaussian cut off at 3 sigma (Pillow's GaussianBlur approximates one by boxes); the border is mirrored.
+    """
+
+    sigma: tuple[float, float] = (0.1, 2.0)
+    p: float = 1
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        if not draw.chance(self.p):
+            return sample
+        sigma = draw.uniform(*self.sigma)
+        return sample.with_picture(blurred(sample.picture.pixels, sigma), sample.target)
+
+
+def blurred(pixels: Tensor, sigma: float) -> Tensor:
+    """(H, W, C) uint8 pixels convolved with a Gaussian of `sigma` pixels."""
+    reach = math.ceil(3 * sigma)
+    taps = torch.exp(-(torch.arange(reach + 1, dtype=torch.float64) ** 2) / (2 * sigma**2)) if sigma > 0 else torch.ones(1).double()
+    weights = (taps / (2 * taps.sum() - taps[0])).tolist()
+    planes = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    for axis in (1, 2):
+        length = int(planes.shape[axis])
+        place = mirrored(torch.arange(-reach, length + reach), length)
+        wide = planes.index_select(axis, place)
+        planes = wide.narrow(axis, reach, length) * weights[0]
+        for k in range(1, len(weights)):
+            planes.add_(wide.narrow(axis, reach - k, length), alpha=weights[k])
+            planes.add_(wide.narrow(axis, reach + k, length), alpha=weights[k])
+    return pixels_of(planes.reshape(len(planes), -1), pixels)
+
+
+def mirrored(index: Tensor, length: int) -> Tensor:
+    """Indices folded back into 0..length-1 by mirrors at the centres of the first and last pixel."""
+    if length == 1:
+        return torch.zeros_like(index)
+    period = 2 * (length - 1)
+    index = index.remainder(period)
+    return torch.where(index < length, index, period - index)
+
+
+@dataclass(frozen=True, slots=True)
+class Solarise:
+    """Invert every value of at least `threshold`, with probability `p`."""
+
+    threshold: int = 128
+    p: float = 1
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        return _photometric(sample, draw, self.p, lambda pixels: solarised(pixels, self.threshold))
+
+
+@dataclass(frozen=True, slots=True)
+class Posterise:
+    """Keep the `bits` highest bits of every value, with probability `p`."""
+
+    bits: int = 4
+    p: float = 1
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        return _photometric(sample, draw, self.p, lambda pixels: posterised(pixels, self.bits))
+
+
+@dataclass(frozen=True, slots=True)
+class Equalise:
+    """Flatten the histogram of each channel (Pillow's rule), with probability `p`."""
+
+    p: float = 1
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        return _photometric(sample, draw, self.p, equalised)
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Overwrite a random rectangle with probability `p` (Zhong et al. 2017); targets stay, as the object is only hidden.
+
+    `scale` and `ratio` (height / width) as in torchvision. `fill` is a colour (default: the mean of ImageNet, which is zero after
+    normalisation) or "noise" for uniform random values.
+    """
+
+    p: float = 0.5
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    fill: tuple[float, ...] | Literal["noise"] = (124, 116, 104)
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        if not draw.chance(self.p):
+            return sample
+        height, width = sample.size
+        for _ in range(10):
+            area = height * width * draw.uniform(*self.scale)
+            ratio = math.exp(draw.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < h < height and 0 < w < width:
+                top, left = draw.integer(0, height - h + 1), draw.integer(0, width - w + 1)
+                return sample.with_picture(self._erased(sample.picture.pixels, (top, left, h, w), draw), sample.target)
+        return sample
+
+    def _erased(self, pixels: Tensor, window: tuple[int, int, int, int], draw: Draw) -> Tensor:
+        top, left, h, w = window
+        channels = int(pixels.shape[2])
+        out = pixels.clone()
+        if self.fill == "noise":
+            colour = torch.from_numpy(draw.rng.integers(0, 256, (h, w, channels), dtype=np.uint8))
+        else:
+            colour = torch.tensor([float(v) for v in self.fill]).round().to(torch.uint8)
+            colour = colour if len(colour) in (1, channels) else colour[:1]
+        out[top : top + h, left : left + w] = colour
+        return out
+
+
+def solarised(pixels: Tensor, threshold: float) -> Tensor:
+    """Values of at least `threshold` become 255 - value."""
+    return torch.where(pixels >= threshold, 255 - pixels, pixels)
+
+
+def posterised(pixels: Tensor, bits: int) -> Tensor:
+    """Only the `bits` highest of the eight bits stay."""
+    return pixels & (256 - (1 << (8 - bits)))
+
+
+def equalised(pixels: Tensor) -> Tensor:
+    """Each channel through the table that flattens its histogram, in whole numbers as Pillow does (`ImageOps.equalize`)."""
+
+    def table(plane: Tensor) -> Tensor:
+        counts = torch.bincount(plane.reshape(-1).long(), minlength=256)
+        used = counts[counts > 0]
+        step = int(used[:-1].sum()) // 255
+        if step == 0:
+            return torch.arange(256)
+        return (
+            (torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0)[:-1])) + step // 2)
+            .div(step, rounding_mode="floor")
+            .clamp(max=255)
+        )
+
+    return _through_tables(pixels, table)
+
+
+def autocontrasted(pixels: Tensor) -> Tensor:
+    """Each channel stretched so that its extremes become 0 and 255 (`ImageOps.autocontrast` without cut-off)."""
+
+    def table(plane: Tensor) -> Tensor:
+        low, high = int(plane.min()), int(plane.max())
+        if low == high:
+            return torch.arange(256)
+        return ((torch.arange(256) - low).double() * (255 / (high - low))).clamp(0, 255).long()
+
+    return _through_tables(pixels, table)
+
+
+def sharpened(pixels: Tensor, factor: float) -> Tensor:
+    """The picture away from (factor > 1) or towards (< 1) its smoothed version.
+
+    Smoothing is Pillow's: (1 1 1; 1 5 1; 1 1 1) / 13, the outermost pixels stay.
+    """
+    height, width, channels = pixels.shape
+    if min(height, width) < 3:
+        return pixels
+    planes = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    kernel = torch.full((channels, 1, 3, 3), 1 / 13)
+    kernel[:, :, 1, 1] = 5 / 13
+    smooth = planes.clone()
+    smooth[:, 1:-1, 1:-1] = F.conv2d(planes[None], kernel, groups=int(channels))[0].round()
+    return pixels_of(torch.lerp(smooth, planes, factor).reshape(channels, -1), pixels)
+
+
+def _through_tables(pixels: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
+    planes = [table(plane).to(torch.uint8)[plane.long()] for plane in pixels.unbind(-1)]
+    return torch.stack(planes, -1)
+
+
+def _photometric(sample: Sample, draw: Draw, p: float, change: Callable[[Tensor], Tensor]) -> Sample:
+    if not draw.chance(p):
+        return sample
+    return sample.with_picture(change(sample.picture.pixels), sample.target)
