@@ -12,6 +12,7 @@ ResNeXt figure 3c -> `groups`, `group_width`; Wide ResNet table 9 -> `group_widt
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -23,10 +24,13 @@ from torch import Tensor, nn
 from opticus.layers.norm import FrozenBatchNorm
 from opticus.losses.classify import CrossEntropy, ranked
 from opticus.losses.supervised import Supervised
+from opticus.models.backbones.resnet_weights import PARAMETERS as PARAMETERS
+from opticus.models.backbones.resnet_weights import PREPARE
+from opticus.models.backbones.resnet_weights import WEIGHTS as WEIGHTS
 from opticus.structures import Embedding, Images, Prepare, Result, Task
+from opticus.weights.names import Names, keep, rename
 
 TASK: Task = "classify"
-PREPARE = Prepare(resize="shortest", size=(256, 0), crop=(224, 224))
 SMALL = Prepare(resize="fixed", size=(32, 32))
 
 
@@ -189,4 +193,33 @@ VARIANTS: dict[str, Config] = {
     "resnext101_64x4d": Config((3, 4, 23, 3), groups=64, group_width=4),
     "wide50_2": _WIDE((3, 4, 6, 3)),
     "wide101_2": _WIDE((3, 4, 23, 3)),
+}
+
+# --- weights: this file's names are torchvision's ------------------------------------------------------------------------
+
+_SAME = Names(keep(r"(conv1|bn1|layer\d+|fc)\..+"))
+_HUB = {"convolution": "conv", "normalization": "bn"}
+
+
+def _of_block(match: re.Match[str]) -> str:
+    """stages.0.layers.1.layer.2.convolution -> layer1.1.conv3"""
+    return f"layer{int(match[1]) + 1}.{match[2]}.{_HUB[match[4]]}{int(match[3]) + 1}.{match[5]}"
+
+
+def _of_shortcut(match: re.Match[str]) -> str:
+    """stages.1.layers.0.shortcut.normalization -> layer2.0.downsample.1"""
+    return f"layer{int(match[1]) + 1}.{match[2]}.downsample.{list(_HUB).index(match[3])}.{match[4]}"
+
+
+_STAGE = r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\."
+FORMATS: dict[str, Names] = {
+    "torchvision": _SAME,
+    "timm": _SAME,
+    "huggingface": Names(
+        rename(r"(?:resnet\.)?embedder\.embedder\.convolution\.(\w+)", r"conv1.\1"),
+        rename(r"(?:resnet\.)?embedder\.embedder\.normalization\.(\w+)", r"bn1.\1"),
+        rename(_STAGE + r"layer\.(\d+)\.(convolution|normalization)\.(\w+)", _of_block),
+        rename(_STAGE + r"shortcut\.(convolution|normalization)\.(\w+)", _of_shortcut),
+        rename(r"classifier\.1\.(\w+)", r"fc.\1"),
+    ),
 }
