@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from opticus.structures import DataError, Instances, Target
+from opticus.matching.objects import objects_of
+from opticus.ops.boxes import clip
+from opticus.structures import Target
 
 
 class PointTargets(NamedTuple):
@@ -87,28 +89,16 @@ def point_targets(
 ) -> PointTargets:
     """Heat maps and regression targets of boxes given in network-input pixels, for maps of `size` (H, W) at `stride`.
 
-    Boxes are clipped to the map; those without area, and crowd regions, are left out. Pictures without objects are legal.
-
-    Raises:
-        DataError: a target is not `Instances`, or a label is outside 0..classes-1; the message names the sample.
+    Boxes are clipped to the map; what then has no area is left out, like crowd regions. Errors as in `objects_of`.
     """
-    names = tuple(ids) or tuple(f"sample {i}" for i in range(len(targets)))
     height, width = size
     boxes: list[Tensor] = []
     labels: list[Tensor] = []
-    for name, target in zip(names, targets, strict=True):
-        if not isinstance(target, Instances):
-            found = "none" if target is None else type(target).__name__
-            raise DataError(f"{name}: detection needs a target of type Instances, found {found}")
-        if len(target) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
-            raise DataError(f"{name}: labels must be in 0..{classes - 1}, found {target.labels.unique().tolist()}")
-        limit = target.boxes.new_tensor([width, height, width, height])
-        box = torch.minimum((target.boxes / stride).clamp(min=0), limit)
-        keep = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-        if target.crowd is not None:
-            keep &= ~target.crowd.bool()
-        boxes.append(box[keep])
-        labels.append(target.labels[keep])
+    for box, label in objects_of(targets, classes, ids):
+        cut = clip(box / stride, size)
+        keep = (cut[:, 2:] > cut[:, :2]).all(1)
+        boxes.append(cut[keep])
+        labels.append(label[keep])
     image = torch.cat([torch.full_like(label, i) for i, label in enumerate(labels)])
     box, label = torch.cat(boxes), torch.cat(labels)
     sizes = box[:, 2:] - box[:, :2]

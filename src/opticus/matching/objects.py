@@ -1,0 +1,38 @@
+"""What a detector learns from a batch's targets, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from opticus.structures import DataError, Instances, Target
+
+
+class Objects(NamedTuple):
+    """The objects to learn in one picture: `boxes` (N,4) xyxy in network-input pixels and `labels` (N,)."""
+
+    boxes: Tensor
+    labels: Tensor
+
+
+def objects_of(targets: Sequence[Target | None], classes: int, ids: Sequence[str] = ()) -> list[Objects]:
+    """The objects of every picture; crowd regions and boxes without area are left out, pictures without objects are legal.
+
+    Raises:
+        DataError: a target is not `Instances`, or a label is outside 0..classes-1; the message names the sample.
+    """
+    names = tuple(ids) or tuple(f"sample {i}" for i in range(len(targets)))
+    found: list[Objects] = []
+    for name, target in zip(names, targets, strict=True):
+        if not isinstance(target, Instances):
+            kind = "none" if target is None else type(target).__name__
+            raise DataError(f"{name}: detection needs a target of type Instances, found {kind}")
+        if len(target) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
+            raise DataError(f"{name}: labels must be in 0..{classes - 1}, found {target.labels.unique().tolist()}")
+        usable = (target.boxes[:, 2:] > target.boxes[:, :2]).all(1)
+        if target.crowd is not None:
+            usable &= ~target.crowd.bool()
+        found.append(Objects(target.boxes[usable], target.labels[usable]))
+    return found
