@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from opticus.structures import Sample, UsageError
 from opticus.transforms.draw import Draw
-from opticus.transforms.pixels import LUMINANCE, channelled
+from opticus.transforms.pixels import LUMINANCE, channelled, interleaved
+
+Floats = npt.NDArray[np.float64]
 
 # RGB -> YIQ (NTSC, FCC 1953): a turn of the I-Q plane changes the hue and keeps the luminance
-_YIQ = torch.tensor([LUMINANCE, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)], dtype=torch.float64)
-_GREY = torch.tensor(LUMINANCE, dtype=torch.float64)
+_YIQ = np.array([LUMINANCE, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])
+_RGB = np.linalg.inv(_YIQ)
+_GREY = np.array(LUMINANCE)
 _STEPS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -71,28 +75,28 @@ def planes_of(pixels: Tensor) -> Tensor:
 def pixels_of(planes: Tensor, like: Tensor) -> Tensor:
     """(H, W, C) uint8 pixels shaped as `like` from planes (C, H*W), which are overwritten: rounded and clamped."""
     height, width, channels = like.shape
-    planes.add_(0.5).clamp_(0, 255)
-    return torch.empty_like(like, memory_format=torch.contiguous_format).copy_(
-        planes.view(channels, height, width).permute(1, 2, 0)
-    )
+    # by way of int32, as float32 -> uint8 is not vectorised
+    whole = planes.add_(0.5).clamp_(0, 255).to(torch.int32).to(torch.uint8)
+    return interleaved(whole.view(channels, height, width))
 
 
 def jittered(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """All steps as one affine map of colour space, applied to (H, W, C) uint8 pixels."""
     planes = planes_of(pixels)
-    mean = planes.mean(1).double() if any(name == "contrast" for name, _ in steps) else torch.zeros(len(planes)).double()
-    gain, bias = colour_matrix(steps, mean.expand(3))
+    mean = planes.mean(1).double().numpy() if any(name == "contrast" for name, _ in steps) else np.zeros(len(planes))
+    gain, bias = colour_matrix(steps, np.broadcast_to(mean, 3))
     if len(planes) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
         return pixels_of(planes.mul_(float(gain[0].sum())).add_(float(bias[0])), pixels)
-    return pixels_of(torch.addmm(bias.float()[:, None], gain.float(), planes), pixels)
+    map = torch.from_numpy(np.column_stack((bias, gain)).astype(np.float32))
+    return pixels_of(torch.addmm(map[:, :1], map[:, 1:], planes), pixels)
 
 
-def colour_matrix(steps: list[tuple[str, float]], mean: Tensor) -> tuple[Tensor, Tensor]:
+def colour_matrix(steps: list[tuple[str, float]], mean: Floats) -> tuple[Floats, Floats]:
     """Gain (3, 3) and bias (3,), float64, of the steps in order; `mean` (3,) is the picture's mean colour before them.
 
     Contrast moves away from the mean luminance that the picture has at that step, which is linear in `mean`.
     """
-    gain, bias = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    gain, bias = np.eye(3), np.zeros(3)
     for name, amount in steps:
         if name == "brightness":
             gain, bias = gain * amount, bias * amount
@@ -100,21 +104,20 @@ def colour_matrix(steps: list[tuple[str, float]], mean: Tensor) -> tuple[Tensor,
             level = _GREY @ (gain @ mean + bias)
             gain, bias = gain * amount, bias * amount + (1 - amount) * level
         else:
-            matrix = _hue_matrix(amount) if name == "hue" else amount * torch.eye(3).double() + (1 - amount) * _GREY.expand(3, 3)
+            matrix = _hue_matrix(amount) if name == "hue" else amount * np.eye(3) + (1 - amount) * _GREY
             gain, bias = matrix @ gain, matrix @ bias
     return gain, bias
 
 
-def _hue_matrix(turns: float) -> Tensor:
+def _hue_matrix(turns: float) -> Floats:
     cos, sin = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
-    turn = torch.tensor([[1, 0, 0], [0, cos, sin], [0, -sin, cos]], dtype=torch.float64)
-    return torch.linalg.inv(_YIQ) @ turn @ _YIQ
+    return _RGB @ np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) @ _YIQ
 
 
 def jittered_stepwise(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """The steps one after the other on (H, W, C) uint8 pixels, clamped to [0, 255] after each; hue in HSV."""
     planes = planes_of(pixels)
-    grey = _GREY.float()[None] if len(planes) == 3 else torch.ones(1, 1)
+    grey = torch.tensor([LUMINANCE]) if len(planes) == 3 else torch.ones(1, 1)
     for name, amount in steps:
         if name == "brightness":
             planes.mul_(amount)
@@ -139,19 +142,28 @@ def hue_shifted(planes: Tensor, turns: float) -> Tensor:
     without its six cases).
     """
     red, green, blue = planes
-    low, high = planes.amin(0), planes.amax(0)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
     spread = high - low
-    per = torch.where(spread > 0, spread, 1).reciprocal_()
-    hue = torch.where(
-        high == red, (green - blue).mul_(per), torch.where(high == green, (blue - red).mul_(per) + 2, (red - green).mul_(per) + 4)
-    )
-    hue.add_(6 * turns)
-    hue.sub_(hue.mul(1 / 6).floor_(), alpha=6)
-    for channel, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
-        weight = (hue - centre).abs_()
-        weight = weight.mul_(sign).add_(offset).clamp_(0, 1)
-        torch.addcmul(low, weight, spread, out=planes[channel])
+    per = spread.clamp(min=1e-12).reciprocal_()
+    hue = _chosen(
+        high - red,
+        (green - blue).mul_(per),
+        _chosen(high - green, (blue - red).mul_(per).add_(2), (red - green).mul_(per).add_(4)),
+    ).add_(6 * turns)
+    hue.sub_(torch.mul(hue, 1 / 6, out=high).floor_(), alpha=6)
+    # clamp(2 - |h - c|, 0, 1) = 2 - clamp(|h - c|, 1, 2)
+    weight = torch.sub(hue, 3, out=high).abs_().clamp_(1, 2)
+    torch.addcmul(torch.sub(low, spread, out=per), spread, weight, out=red)
+    base = torch.add(low, spread, alpha=2, out=per)
+    torch.addcmul(base, spread, torch.sub(hue, 2, out=high).abs_().clamp_(1, 2), value=-1, out=green)
+    torch.addcmul(base, spread, hue.sub_(4).abs_().clamp_(1, 2), value=-1, out=blue)
     return planes
+
+
+def _chosen(gap: Tensor, there: Tensor, elsewhere: Tensor) -> Tensor:
+    """`there` where `gap` is 0, `elsewhere` where it is positive; all are overwritten (arithmetic: `torch.where` is four times slower)."""
+    return there.addcmul_(elsewhere.sub_(there), gap.mul_(1e30).clamp_(max=1))
 
 
 @dataclass(frozen=True, slots=True)
