@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
@@ -68,6 +68,18 @@ def worst(metric: CocoDetection, limit: int = 24, *, iou: float = 0.5, score: fl
     ranked = [sorted(found[kind], key=lambda one: -one.severity)[:limit] for kind in FAULTS]
     turns = (one for group in zip_longest(*ranked) for one in group if one is not None)
     return [one for _, one in zip(range(limit), turns, strict=False)]
+
+
+def describe(mistake: Mistake, names: Sequence[str]) -> str:
+    """One line for a caption: what was wrong, between which classes, with which score."""
+    label = [*names, "background"]
+    if mistake.kind == "missed":
+        hint = f", suspected with {mistake.score:.2f}" if mistake.score > 0 else ""
+        return f"{mistake.id}: missed {label[mistake.truth]}{hint}"
+    if mistake.kind == "wrong class":
+        return f"{mistake.id}: {label[mistake.truth]} taken for {label[mistake.predicted]} ({mistake.score:.2f})"
+    where = f", IoU {mistake.iou:.2f}" if mistake.kind == "poor box" else ""
+    return f"{mistake.id}: {mistake.kind}, {label[mistake.predicted]} ({mistake.score:.2f}){where}"
 
 
 def count(mistakes: Iterable[Mistake]) -> Mapping[Fault, int]:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 Colour = tuple[int, int, int]
 
 # Okabe & Ito's set for colour-blind readers (without black), widened by Tol's "vibrant" and "muted" sets where they stay apart
-_NAMED = "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 #33BBEE #EE3377 #999933 #882255 #44AA99 #332288 #DDCC77 #117733 #AA4499"
+_NAMED = (
+    "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 #33BBEE "
+    "#EE3377 #999933 #882255 #44AA99 #332288 #DDCC77 #117733 #AA4499"
+)
 PALETTE: tuple[Colour, ...] = tuple((int(c[1:3], 16), int(c[3:5], 16), int(c[5:7], 16)) for c in _NAMED.split())
 INK: Colour = (20, 20, 24)
 PAPER: Colour = (255, 255, 255)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 READABLE = 384  # pixels: a picture whose shorter side is below is enlarged by a whole factor, so that labels can be read
+HIDDEN = 0.3  # a tag that would cover more of the better ones than this share of itself is left out; its box stays
 CROWDED = 120  # from this many boxes on only the boxes are drawn, no tags
 
 
@@ -111,7 +112,7 @@ def _instances(image: Image, found: Instances, names: Sequence[str], factor: int
     if found.masks is not None and len(found):
         image = _with_masks(image, _planes(found.masks), fills, factor)
     canvas = ImageDraw.Draw(image)
-    width = max(2, round(max(image.size) / 260 * (0.6 if len(found) > 40 else 1.0)))
+    width = max(2, round(max(image.size) / 160 * (0.6 if len(found) > 40 else 1.0)))
     boxes = cast("list[list[float]]", (found.boxes.detach().cpu().double() * factor).tolist())
     tags: list[_Tag] = []
     for index in range(len(found) - 1, -1, -1):  # the best is drawn last, on top
@@ -171,9 +172,11 @@ def _place(canvas: ImageDraw, tags: Sequence[_Tag], size: tuple[int, int], width
     placed: list[tuple[_Tag, tuple[float, float, float, float]]] = []
     for tag in tags:
         wide, high = _extent(letters, tag.text)
-        best = min(_candidates(tag.box, wide, high, size, width), key=lambda spot: round(sum(_shared(spot, one) for one in taken)))
-        taken.append(best)
-        placed.append((tag, best))
+        spots = _candidates(tag.box, wide, high, size, width)
+        covered, best = min(((sum(_shared(spot, one) for one in taken), spot) for spot in spots), key=lambda pair: round(pair[0]))
+        if covered <= HIDDEN * wide * high:
+            taken.append(best)
+            placed.append((tag, best))
     for tag, spot in placed[::-1]:
         canvas.rectangle(spot, fill=tag.fill)
         canvas.text(((spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2), tag.text, ink_on(tag.fill), letters, anchor="mm")
