@@ -155,7 +155,7 @@ class CenterNet(nn.Module):
         best = peaks(heat, self.config.peaks)
         cell = best.y * heat.shape[-1] + best.x
         centres = torch.stack([best.x, best.y], -1) + _at(out.offsets.detach(), cell)
-        half = _at(out.sizes.detach(), cell) / 2
+        half = _at(out.sizes.detach(), cell).clamp(min=0) / 2  # a negative side is an empty box, not a mirrored one
         boxes = torch.cat([centres - half, centres + half], -1) * STRIDE
         found: list[Result] = []
         for i, size in enumerate(images.sizes):
@@ -230,4 +230,4 @@ FORMATS: dict[str, Names] = {
     )
 }
 WEIGHTS: dict[str, Weights] = {}
-PARAMETERS: dict[str, int] = {}
+PARAMETERS: dict[str, int] = {"resnet18": 15_820_372, "resnet101": 53_435_476}  # counted in the reference

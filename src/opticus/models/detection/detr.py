@@ -391,3 +391,5 @@ WEIGHTS: dict[str, Weights] = {
     "r50-dc5:coco": _published("detr-r50-dc5-f0fb7ef5", 43.3, 63.1),
     "r101-dc5:coco": _published("detr-r101-dc5-a2e86def", 44.9, 64.7),
 }
+# counted in the reference; its log of R50 says 41,302,368, without the frozen first layers
+PARAMETERS: dict[str, int] = {"r50": 41_524_768, "r50-dc5": 41_524_768, "r101": 60_464_672, "r101-dc5": 60_464_672}
