@@ -23,7 +23,7 @@ import torch
 from opticus import zoo
 from opticus.parity.case import build_and_run
 from opticus.parity.compare import difference, summarise
-from opticus.parity.manifests import digest, fold, unfold
+from opticus.parity.manifests import fold, manifest_entry, unfold
 
 FOLDER = Path(__file__).resolve().parents[1] / "src" / "opticus" / "parity"
 LIMIT = 80_000
@@ -56,10 +56,10 @@ def record_case(case: Mapping[str, Any]) -> dict[str, Any]:
 def record_manifest(shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Count, hash and folded keys of one published layout."""
     shapes = {key: tuple(int(n) for n in shape) for key, shape in shapes.items()}
-    folded = fold(shapes)
-    if unfold(folded) != shapes:
+    entry = manifest_entry(shapes)
+    if unfold(entry["keys"]) != shapes:
         raise SystemExit("a manifest does not survive folding")
-    return {"count": len(shapes), "sha256": digest(shapes), "keys": folded}
+    return entry
 
 
 def record(adapter: ModuleType) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from opticus.parity.manifests import COUNTER
+
 GAIN = 1.0  # of matrices and kernels: standard deviation GAIN / sqrt(fan_in)
-_COUNTER = re.compile(r"(.*[./])?num_batches_tracked")
 _MEAN = re.compile(r"(.*[./])?(running_mean|moving_mean)")
 _VARIANCE = re.compile(r"(.*[./])?(running_var|moving_variance)")
 _BIAS = re.compile(r"(.*[._/])?(bias|beta|offset|bias_hh_l\d+|bias_ih_l\d+)")
@@ -36,7 +37,7 @@ def fill(key: str, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> 
     [0.8, 1.2], position tables and tokens in [-0.35, 0.35], matrices and kernels uniform with deviation 1 / sqrt(fan_in).
     """
     shape = tuple(int(n) for n in shape)
-    if _COUNTER.fullmatch(key):
+    if COUNTER.fullmatch(key):
         return torch.zeros(shape, dtype=torch.int64)
     centre, spread = _range(key, shape)
     values = centre + spread * _uniform(zlib.crc32(key.encode()), math.prod(shape))
@@ -90,7 +91,7 @@ def fill_module(module: nn.Module, rename: Callable[[str], str] = str, skip: str
         for own, tensor in module.state_dict(keep_vars=True).items():
             key = rename(own)
             manifest[key] = tuple(tensor.shape)
-            counter = _COUNTER.fullmatch(key) is not None
+            counter = COUNTER.fullmatch(key) is not None
             if (tensor.is_floating_point() or counter) and not (skip and re.fullmatch(skip, key)):
                 tensor.copy_(fill(key, tensor.shape))
     return manifest

@@ -7,34 +7,53 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 from opticus.structures import WeightsError
 
 Shapes = dict[str, tuple[int, ...]]
+COUNTER = re.compile(r"(.*[./])?num_batches_tracked")  # bookkeeping of batch normalisation, no weight
 _RANGE = re.compile(r"(\d+)-(\d+)")
 
 
-class Manifest(NamedTuple):
-    """One published layout: `paper/variant` in `format`, its number of keys `size`, the hash of its lines, its folded keys."""
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """One published layout: `paper/variant` in `format`, its number of keys, their hash, and the keys themselves, folded.
+
+    `bare` is the hash without batch counters (`num_batches_tracked`), which some programmes do not save.
+    """
 
     paper: str
     variant: str
     format: str
     size: int
     sha256: str
-    folded: Any
+    bare: str
+    folded: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """`paper/variant`, the name that the zoo knows."""
         return f"{self.paper}/{self.variant}"
 
-    @property
+    @functools.cached_property
     def keys(self) -> Shapes:
-        """Key -> shape, unfolded; empty where only the hash is recorded."""
-        return unfold(self.folded) if self.folded is not None else {}
+        """Key -> shape, unfolded."""
+        return unfold(self.folded)
+
+
+def weights_only(shapes: Mapping[str, Sequence[int]]) -> Shapes:
+    """A manifest without its batch counters."""
+    return {key: tuple(shape) for key, shape in shapes.items() if not COUNTER.fullmatch(key)}
+
+
+def manifest_entry(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The JSON form of a manifest: count, hash (also without batch counters where there are any), folded keys."""
+    entry = {"count": len(shapes), "sha256": digest(shapes), "keys": fold(shapes)}
+    bare = digest(weights_only(shapes))
+    return entry if bare == entry["sha256"] else {**entry, "bare": bare}
 
 
 def digest(shapes: Mapping[str, Sequence[int]]) -> str:
@@ -137,7 +156,8 @@ def manifests_of(record: Mapping[str, Any]) -> Iterator[Manifest]:
     """The manifests inside one parity record."""
     for form, variants in record["manifests"].items():
         for variant, entry in variants.items():
-            yield Manifest(record["paper"], variant, form, entry["count"], entry["sha256"], entry.get("keys"))
+            bare = entry.get("bare", entry["sha256"])
+            yield Manifest(record["paper"], variant, form, entry["count"], entry["sha256"], bare, entry["keys"])
 
 
 @functools.cache

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from opticus.parity.manifests import COUNTER
 from opticus.structures import UsageError, WeightsError
 from opticus.weights.names import SAME, Names, Renamed
 from opticus.weights.positions import resize_positions
 
-BOOKKEEPING = re.compile(r"(.*\.)?num_batches_tracked")  # counters, not weights: neither required nor refused
 SHOWN = 5
 
 
@@ -61,9 +61,7 @@ def match(
     stays = _selected(fresh, ours, "fresh")
     values = {key: value for key, value in renamed.state.items() if key not in stays}
     resized = _resize(values, ours, positions or {}, grid)
-    extra = [
-        key for key in values if key not in ours and not BOOKKEEPING.fullmatch(key) and not (ignore and re.fullmatch(ignore, key))
-    ]
+    extra = [key for key in values if key not in ours and not COUNTER.fullmatch(key) and not (ignore and re.fullmatch(ignore, key))]
     misshapen = tuple(
         (key, tuple(value.shape), tuple(ours[key].shape))
         for key, value in values.items()
@@ -73,7 +71,7 @@ def match(
     missing = [
         key
         for key, tensor in ours.items()
-        if key not in values and key not in stays and id(tensor) not in given and not BOOKKEEPING.fullmatch(key)
+        if key not in values and key not in stays and id(tensor) not in given and not COUNTER.fullmatch(key)
     ]
     return Match(
         state={key: value for key, value in values.items() if key in ours and value.shape == ours[key].shape},
@@ -102,6 +100,7 @@ def load_into(
 ) -> Loaded:
     r"""Load a state into a network, strictly in both directions.
 
+    Batch counters (`num_batches_tracked`) are neither required nor refused.
     `fresh`: regex over OUR keys that stay at their initial values (`r"head\..*"`); `ignore`: regex over our keys that the file may
     carry although the network has no place for them; `classes`: what the caller asked for, named in the message about heads;
     `positions`: our name -> number of prefix tokens of the position embeddings that may be resized to the network's grid, or to
@@ -170,7 +169,7 @@ def _assign(network: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
             for key in homes[identity]:
                 _place(network, key, tensor)
         for key, target in ours.items():
-            if target.is_meta and id(target) not in made and BOOKKEEPING.fullmatch(key):
+            if target.is_meta and id(target) not in made and COUNTER.fullmatch(key):
                 _place(network, key, torch.zeros(target.shape, dtype=target.dtype))
     if any(not value.is_meta for value in state.values()):
         left = [key for key, tensor in _everything(network).items() if tensor.is_meta]

@@ -1,0 +1,104 @@
+"""Saving: one safetensors file whose header carries everything that is needed to use the weights again, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opticus.structures import WeightsError
+from opticus.weights.header import read_header
+from opticus.weights.identify import OURS
+from opticus.weights.read import SHARED
+
+
+def save(network: nn.Module | Mapping[str, Tensor], path: str | Path, *, meta: Mapping[str, Any]) -> Path:
+    """Write a network's state (or a state) with its `meta` to a safetensors file and return its path.
+
+    `meta` is JSON-ready: model, config, classes, names, prepare, provenance, licence, version, as the caller knows them. Tied
+    tensors are stored once. The file appears whole or not at all (temporary name, fsync, rename), with the metadata inside, so
+    that the two cannot be parted. Raises WeightsError if the disk is full or the folder cannot be written.
+    """
+    from safetensors.torch import save as encode
+
+    path = Path(path)
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    stored, aliases = _untied(state)
+    try:
+        metadata = {OURS: json.dumps(meta, sort_keys=True, allow_nan=False)}
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: the metadata cannot be written as JSON ({error})") from error
+    if aliases:
+        metadata[SHARED] = json.dumps(aliases, sort_keys=True)
+    write_atomically(path, encode(stored, metadata={"format": "pt", **metadata}))
+    return path
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """The `meta` of a file written by `save`; WeightsError if another programme wrote it."""
+    found = read_header(Path(path)).metadata
+    if OURS not in found:
+        raise WeightsError(f"{path}: not written by opticus (its header has no {OURS!r} metadata)")
+    try:
+        return json.loads(found[OURS])
+    except ValueError as error:
+        raise WeightsError(f"{path}: its opticus metadata is corrupt ({error})") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside it, flush it to the disk, and rename it. WeightsError if that fails."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system allows opening folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Contiguous CPU tensors that share no memory, and which further names stand for which of them."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
+    for key, tensor in state.items():
+        view = tensor.detach()
+        if view.is_meta:
+            raise WeightsError(f"{key} has no values (it is on the meta device) and cannot be saved")
+        place = (view.untyped_storage().data_ptr(), view.storage_offset(), view.dtype, tuple(view.shape), view.stride())
+        if view.numel() and place in first:
+            aliases[key] = first[place]
+            continue
+        first[place] = key
+        overlaps = view.untyped_storage().data_ptr() in storages
+        storages.add(view.untyped_storage().data_ptr())
+        whole = view.to("cpu", memory_format=torch.contiguous_format).contiguous()
+        stored[key] = whole.clone() if overlaps else whole
+    return stored, aliases
