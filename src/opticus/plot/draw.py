@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +33,14 @@ def draw(
     threshold: float = 0.0,
     limit: int = 300,
     scale: int | None = None,
+    text: float = 1.0,
     font_file: str | None = None,
 ) -> Image:
     """`result` on its `picture` (H,W,C) uint8; returns an RGB Pillow image, enlarged `scale` times (None: as much as labels need).
 
     Detections below `threshold` and beyond the best `limit` are left out. `names[i]` is class i's name; "class i" is written where
-    there is none. `font_file` names a TrueType font for scripts that DejaVu Sans lacks. Raises UsageError for a kind of result
+    there is none. `text` enlarges tags and lines (for pictures shown small). `font_file` names a TrueType font for scripts that
+    DejaVu Sans lacks. Raises UsageError for a kind of result
     that has no picture.
     """
     from PIL import Image as image_module
@@ -50,7 +52,7 @@ def draw(
     if result is None or isinstance(result, Picture):
         return image
     if isinstance(result, Instances):
-        return _instances(image, _selected(result, threshold, limit), names, factor, font_file)
+        return _instances(image, _selected(result, threshold, limit), names, factor, _Type(text, font_file))
     if isinstance(result, LabelMap):
         return _label_map(image, result.labels.cpu().numpy(), result.ignore, names, font_file)
     if isinstance(result, Panoptic):
@@ -98,6 +100,13 @@ class _Tag:
     box: tuple[float, float, float, float]
 
 
+class _Type(NamedTuple):
+    """How tags are written: their scale and the font file (None: DejaVu Sans)."""
+
+    scale: float
+    file: str | None
+
+
 def _selected(instances: Instances, threshold: float, limit: int) -> Instances:
     if instances.scores is None:
         return instances[: max(limit, 0)]
@@ -105,14 +114,14 @@ def _selected(instances: Instances, threshold: float, limit: int) -> Instances:
     return instances[order[instances.scores[order] >= threshold][: max(limit, 0)]]
 
 
-def _instances(image: Image, found: Instances, names: Sequence[str], factor: int, font_file: str | None) -> Image:
+def _instances(image: Image, found: Instances, names: Sequence[str], factor: int, letters: _Type) -> Image:
     from PIL import ImageDraw
 
     fills = [colour(int(label)) for label in found.labels]
     if found.masks is not None and len(found):
         image = _with_masks(image, _planes(found.masks), fills, factor)
     canvas = ImageDraw.Draw(image)
-    width = max(2, round(max(image.size) / 160 * (0.6 if len(found) > 40 else 1.0)))
+    width = max(2, round(max(image.size) / 160 * letters.scale * (0.6 if len(found) > 40 else 1.0)))
     boxes = cast("list[list[float]]", (found.boxes.detach().cpu().double() * factor).tolist())
     tags: list[_Tag] = []
     for index in range(len(found) - 1, -1, -1):  # the best is drawn last, on top
@@ -125,7 +134,7 @@ def _instances(image: Image, found: Instances, names: Sequence[str], factor: int
         if found.keypoints is not None:
             _points(canvas, found.keypoints[index] * found.keypoints.new_tensor([factor, factor, 1]), width)
     if len(tags) < CROWDED:
-        _place(canvas, tags[::-1], image.size, width, font_file)
+        _place(canvas, tags[::-1], image.size, width, letters)
     return image
 
 
@@ -164,10 +173,10 @@ def _points(canvas: ImageDraw, points: Tensor, width: int) -> None:
             )
 
 
-def _place(canvas: ImageDraw, tags: Sequence[_Tag], size: tuple[int, int], width: int, font_file: str | None) -> None:
+def _place(canvas: ImageDraw, tags: Sequence[_Tag], size: tuple[int, int], width: int, kind: _Type) -> None:
     """Write the tags, best first, each where it covers the least of those already written, preferably above its box."""
-    height = max(10.0, min(26.0, min(size) / 26)) * (0.75 if len(tags) > 40 else 1.0)
-    letters = font(round(max(height, 9)), font_file)
+    height = max(10.0, min(26.0, min(size) / 26)) * kind.scale * (0.75 if len(tags) > 40 else 1.0)
+    letters = font(round(max(height, 9)), kind.file)
     taken: list[tuple[float, float, float, float]] = []
     placed: list[tuple[_Tag, tuple[float, float, float, float]]] = []
     for tag in tags:

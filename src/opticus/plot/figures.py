@@ -75,6 +75,8 @@ def curves(columns: Columns) -> str:
                 axes.plot(steps[known], values[known], color=_rgb(number), label=name, marker=marker, markersize=3, linewidth=1.5)
             if title == "training loss" and all((v[np.isfinite(v)] > 0).all() for v in lines.values()):
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("")
             _dress(axes, title, "step", "", legend=len(lines) > 1 or title == "validation")
         return finish()
 
@@ -107,7 +109,7 @@ def confusion(table: npt.ArrayLike, names: Sequence[str], *, background: bool = 
     with _figure(side + 0.3, side) as (figure, finish):
         axes = figure.add_subplot()
         tint = np.empty((*share.shape, 4))
-        tint[..., :3], tint[..., 3] = _BLUE, share
+        tint[..., :3], tint[..., 3] = _BLUE, np.where(counts > 0, 0.1 + 0.9 * share, 0.0)
         axes.imshow(tint, interpolation="nearest", aspect="equal")
         for i, j in np.argwhere(counts > 0) if len(labels) <= 16 else ():
             text = f"{int(counts[i, j])}"
@@ -195,7 +197,8 @@ def _dress(axes: Axes, title: str, x: str, y: str, *, legend: bool = False, grid
     axes.set_ylabel(y)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.grid(visible=grid, color="#888888", alpha=0.3, linewidth=0.6)
+    if grid:
+        axes.grid(visible=True, color="#888888", alpha=0.3, linewidth=0.6)
     if legend:
         place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {"loc": "best"}
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK, **place)

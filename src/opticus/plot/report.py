@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 PICTURES = 2_000_000  # bytes: what all pictures of one report may take together
 
+TEXT = 1.5  # tags are written this much larger than usual: the cards show the pictures small
+
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b1c20;--soft:#5d6068;--line:#d9dbe0;--card:#f6f7f9;--bar:#56b4e9}
 @media(prefers-color-scheme:dark){:root{--paper:#15161a;--ink:#e9eaee;--soft:#a2a6b0;--line:#363943;--card:#1e2026;--bar:#2a6f9a}}
@@ -34,14 +36,15 @@ h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px;padding-to
 nav{margin:8px 0 0;font-size:14px}nav a{color:inherit;margin-right:14px}p{margin:6px 0}.soft{color:var(--soft);font-size:13.5px}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
 th{color:var(--soft);font-weight:600}th,td{padding:5px 14px 5px 0;border-bottom:1px solid var(--line);text-align:left}
-td.n,th.n{text-align:right}td.bar{background:linear-gradient(var(--bar),var(--bar)) no-repeat left center/var(--share) 62%}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(460px,1fr));gap:16px}
+td.n,th.n{text-align:right}td.bar{min-width:120px;padding-right:6px;border-right:8px solid var(--paper);
+background:linear-gradient(var(--bar),var(--bar)) no-repeat left center/var(--share) 62%}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(520px,1fr));gap:16px}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px;overflow:hidden}
 figure .two{display:flex;gap:8px;align-items:flex-start}figure .two div{flex:1 1 0;min-width:0}
 figure img{width:100%;height:auto;display:block;border-radius:4px}figure span{font-size:12px;color:var(--soft)}
 figcaption{font-size:13.5px;margin-top:6px;overflow-wrap:anywhere}details{margin-top:10px}summary{cursor:pointer}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:12.5px;background:var(--card);padding:10px;border-radius:6px}
-@media(max-width:520px){.grid{grid-template-columns:1fr}}
+@media(max-width:600px){.grid{grid-template-columns:1fr}}
 """
 
 
@@ -198,7 +201,9 @@ def _pictures(pairs: Sequence[Pair], names: Sequence[str], threshold: float) -> 
     drawn: list[tuple[Image | None, Image | None]] = []
     for pair in pairs:
         sides = ((pair.truth, 0.0), (pair.prediction, threshold))
-        images = [None if side is None else _ringed(pair, draw(pair.picture, side, names, threshold=t)) for side, t in sides]
+        images = [
+            None if side is None else _ringed(pair, draw(pair.picture, side, names, threshold=t, text=TEXT)) for side, t in sides
+        ]
         drawn.append((images[0], images[1]))
     for long_side, quality in ((420, 85), (384, 72), (300, 65), (220, 55), (150, 45)):
         sources = [tuple("" if image is None else _source(image, long_side, quality) for image in both) for both in drawn]
