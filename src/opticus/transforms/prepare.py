@@ -1,7 +1,8 @@
 """From pictures to network inputs, exactly as the published weights saw them (`Prepare` is data, this is its one interpreter).
 
 Sizes follow the published code: "shortest" is torchvision's and timm's `Resize(n)` (longer side floored) and, with a limit, DETR's
-rule (shorter side rounded, longer side floored). Resampling is antialiased on uint8 like Pillow, within one grey level.
+rule (shorter side rounded, longer side floored). Resampling works on uint8 and equals Pillow's but for single
+grey levels (`opticus.transforms.pixels.resize`).
 """
 
 from __future__ import annotations
