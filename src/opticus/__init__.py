@@ -1,1 +1,77 @@
-"""opticus."""
+"""Every landmark system of deep computer vision in one pure-Python PyTorch library.
+
+The public verbs are imported when they are first used: `import opticus` itself imports nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opticus.data.doctor import doctor
+    from opticus.data.export import export_data
+    from opticus.data.open import open_data
+    from opticus.recipes.choose import train
+    from opticus.structures import Error, Sample
+    from opticus.train.recipe import Recipe
+    from opticus.verbs.compare import compare
+    from opticus.verbs.evaluate import evaluate
+    from opticus.verbs.info import info
+    from opticus.verbs.models import create, identify, load, save
+    from opticus.verbs.prove import prove
+    from opticus.zoo import list_models
+
+__version__ = version("opticus")
+
+_WHERE = {
+    "Error": "opticus.structures",
+    "Recipe": "opticus.train.recipe",
+    "Sample": "opticus.structures",
+    "compare": "opticus.verbs.compare",
+    "create": "opticus.verbs.models",
+    "doctor": "opticus.data.doctor",
+    "evaluate": "opticus.verbs.evaluate",
+    "export_data": "opticus.data.export",
+    "identify": "opticus.verbs.models",
+    "info": "opticus.verbs.info",
+    "list_models": "opticus.zoo",
+    "load": "opticus.verbs.models",
+    "open_data": "opticus.data.open",
+    "prove": "opticus.verbs.prove",
+    "save": "opticus.verbs.models",
+    "train": "opticus.recipes.choose",
+}
+
+__all__ = [
+    "Error",
+    "Recipe",
+    "Sample",
+    "__version__",
+    "compare",
+    "create",
+    "doctor",
+    "evaluate",
+    "export_data",
+    "identify",
+    "info",
+    "list_models",
+    "load",
+    "open_data",
+    "prove",
+    "save",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'opticus' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -23,6 +23,21 @@ def rank() -> int:
     return distributed.get_rank() if _running() else 0
 
 
+def barrier() -> None:
+    """Wait until every process is here; nothing on one process."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
+def gather_objects(value: object) -> list[object]:
+    """`value` (anything picklable) of every process in rank order; [value] on one process."""
+    if world_size() == 1:
+        return [value]
+    parts: list[object] = [None] * world_size()
+    distributed.all_gather_object(parts, value)
+    return parts
+
+
 def all_reduce(value: Shaped[Tensor, "*n"], reduction: Literal["sum", "mean"] = "sum") -> Shaped[Tensor, "*n"]:
     """The sum or mean of `value` over all processes, on every process; differentiable. The argument is not changed."""
     world = world_size()

@@ -1,53 +1,107 @@
-"""What flows through opticus: samples, batches, targets and results, and the contracts between rooms."""
+"""What flows through opticus: samples, batches, targets and results, and the contracts between rooms.
 
-from opticus.structures.batch import Batch, Images, Sample
-from opticus.structures.contracts import (
-    Autoencoder,
-    Backbone,
-    Dataset,
-    Metric,
-    Objective,
-    Part,
-    Predictor,
-    Prepare,
-    Progress,
-    Promptable,
-    Sampler,
-    Task,
-    TextGenerator,
-    Weights,
-)
-from opticus.structures.errors import (
-    CapabilityError,
-    DataError,
-    Error,
-    ImageError,
-    MetricError,
-    MissingPackageError,
-    TrainError,
-    UnknownNameError,
-    UsageError,
-    WeightsError,
-    nearest,
-)
-from opticus.structures.targets import (
-    RLE,
-    Classes,
-    Clip,
-    Embedding,
-    Input,
-    Instances,
-    LabelMap,
-    Mesh,
-    Panoptic,
-    Picture,
-    Result,
-    Sequence,
-    Several,
-    Target,
-    Text,
-    Trajectory,
-)
+Names are imported when they are first used, so that the command line can raise errors without importing torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opticus.structures.batch import Batch, Images, Sample
+    from opticus.structures.contracts import (
+        Autoencoder,
+        Backbone,
+        Dataset,
+        Metric,
+        Objective,
+        Part,
+        Predictor,
+        Prepare,
+        Progress,
+        Promptable,
+        Sampler,
+        Task,
+        TextGenerator,
+        Weights,
+    )
+    from opticus.structures.errors import (
+        CapabilityError,
+        DataError,
+        Error,
+        ImageError,
+        MetricError,
+        MissingPackageError,
+        TrainError,
+        UnknownNameError,
+        UsageError,
+        WeightsError,
+        nearest,
+    )
+    from opticus.structures.targets import (
+        RLE,
+        Classes,
+        Clip,
+        Embedding,
+        Input,
+        Instances,
+        LabelMap,
+        Mesh,
+        Panoptic,
+        Picture,
+        Result,
+        Sequence,
+        Several,
+        Target,
+        Text,
+        Trajectory,
+    )
+
+_WHERE = {
+    "Autoencoder": "opticus.structures.contracts",
+    "Backbone": "opticus.structures.contracts",
+    "Batch": "opticus.structures.batch",
+    "CapabilityError": "opticus.structures.errors",
+    "Classes": "opticus.structures.targets",
+    "Clip": "opticus.structures.targets",
+    "DataError": "opticus.structures.errors",
+    "Dataset": "opticus.structures.contracts",
+    "Embedding": "opticus.structures.targets",
+    "Error": "opticus.structures.errors",
+    "ImageError": "opticus.structures.errors",
+    "Images": "opticus.structures.batch",
+    "Input": "opticus.structures.targets",
+    "Instances": "opticus.structures.targets",
+    "LabelMap": "opticus.structures.targets",
+    "Mesh": "opticus.structures.targets",
+    "Metric": "opticus.structures.contracts",
+    "MetricError": "opticus.structures.errors",
+    "MissingPackageError": "opticus.structures.errors",
+    "Objective": "opticus.structures.contracts",
+    "Panoptic": "opticus.structures.targets",
+    "Part": "opticus.structures.contracts",
+    "Picture": "opticus.structures.targets",
+    "Predictor": "opticus.structures.contracts",
+    "Prepare": "opticus.structures.contracts",
+    "Progress": "opticus.structures.contracts",
+    "Promptable": "opticus.structures.contracts",
+    "RLE": "opticus.structures.targets",
+    "Result": "opticus.structures.targets",
+    "Sample": "opticus.structures.batch",
+    "Sampler": "opticus.structures.contracts",
+    "Sequence": "opticus.structures.targets",
+    "Several": "opticus.structures.targets",
+    "Target": "opticus.structures.targets",
+    "Task": "opticus.structures.contracts",
+    "Text": "opticus.structures.targets",
+    "TextGenerator": "opticus.structures.contracts",
+    "TrainError": "opticus.structures.errors",
+    "Trajectory": "opticus.structures.targets",
+    "UnknownNameError": "opticus.structures.errors",
+    "UsageError": "opticus.structures.errors",
+    "Weights": "opticus.structures.contracts",
+    "WeightsError": "opticus.structures.errors",
+    "nearest": "opticus.structures.errors",
+}
 
 __all__ = [
     "RLE",
@@ -95,3 +149,11 @@ __all__ = [
     "WeightsError",
     "nearest",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'opticus.structures' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,107 @@
+"""Batches as a function of (seed, step): the same whichever process, worker or resumed run draws them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler as TorchSampler
+
+from opticus.data.collate import collate
+from opticus.structures import Batch, DataError, Dataset, Prepare, Sample
+from opticus.transforms.draw import draw_for
+
+Transform = Callable[[Sample, Any], Sample]
+ORDER_STREAM = 0x0DE5  # keeps the order of an epoch apart from its samples' own randomness
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The permutation of 0..n-1 of one epoch, a function of (seed, epoch)."""
+    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), (ORDER_STREAM << 32) + epoch])).permutation(n)
+
+
+def steps_per_epoch(n: int, batch: int) -> int:
+    """Whole batches in one epoch; a data set smaller than a batch makes one smaller batch."""
+    return max(n // batch, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a loader needs to know: `batch` samples make an optimiser step, in `accumulate` micro-batches over all processes."""
+
+    seed: int
+    batch: int
+    accumulate: int = 1
+    workers: int = 0
+
+
+class Order(TorchSampler[list[tuple[int, int]]]):
+    """Endless micro-batches of (epoch, index) for one process, from any starting point."""
+
+    def __init__(self, n: int, plan: Plan, start: int, rank: int, world: int) -> None:
+        self.n, self.plan, self.start, self.rank, self.world = n, plan, start, rank, world
+        self.size = min(plan.batch, n) // plan.accumulate
+        if self.size == 0 or self.size % world:
+            raise DataError(
+                f"{n} samples in batches of {min(plan.batch, n)} cannot be split into {plan.accumulate} micro-batches over {world} processes"
+            )
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = steps_per_epoch(self.n, self.plan.batch) * self.plan.accumulate
+        order, known = np.zeros(0, dtype=np.int64), -1
+        for number in itertools.count(self.start):
+            epoch, place = divmod(number, per_epoch)
+            if epoch != known:
+                order, known = epoch_order(self.plan.seed, epoch, self.n), epoch
+            share = self.size // self.world
+            first = place * self.size + self.rank * share
+            yield [(epoch, int(i)) for i in order[first : first + share]]
+
+
+class Drawn(TorchDataset[Sample]):
+    """A data set whose items are transformed with randomness that is a function of (seed, epoch, index)."""
+
+    def __init__(self, dataset: Dataset, transforms: Sequence[Transform], seed: int) -> None:
+        self.dataset, self.transforms, self.seed = dataset, tuple(transforms), seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
+        epoch, index = key
+        draw = draw_for(self.seed, epoch, index, another=self._another)
+        sample = self.dataset[index]
+        for transform in self.transforms:
+            sample = transform(sample, draw)
+        return sample
+
+    def _another(self, rng: np.random.Generator) -> Sample:
+        return self.dataset[int(rng.integers(len(self.dataset)))]
+
+
+@dataclass(frozen=True)
+class _Collate:
+    rule: Prepare
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        return collate(samples, self.rule)
+
+
+def batches(
+    dataset: Dataset, transforms: Sequence[Transform], rule: Prepare, plan: Plan, *, start: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Endless micro-batches from micro-batch `start` on. Raises DataError if the data set is empty."""
+    if len(dataset) == 0:
+        raise DataError("the data set has no samples to train on")
+    loader: DataLoader[Any] = DataLoader(
+        Drawn(dataset, transforms, plan.seed),
+        batch_sampler=Order(len(dataset), plan, start, rank, world),
+        collate_fn=_Collate(rule),
+        num_workers=plan.workers,
+        generator=torch.Generator().manual_seed(plan.seed),  # the loader's own draw must not move the global generator
+        prefetch_factor=4 if plan.workers else None,
+    )
+    return iter(loader)

@@ -1,0 +1,157 @@
+"""evaluate: a model, a data set, the official metric; every number with its protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from opticus.data.open import open_data
+from opticus.metrics.classify import Accuracy
+from opticus.metrics.detect import CocoDetection
+from opticus.ops import collectives
+from opticus.structures import CapabilityError, Classes, DataError, Dataset, Instances, Picture, Result, Sample, UsageError
+from opticus.verbs.models import Card
+from opticus.verbs.predict import contiguous, infer
+
+AnyMetric = Accuracy | CocoDetection
+HEADLINE = {"classify": "top1", "detect": "AP"}
+
+
+@dataclass
+class Evaluation:
+    """The figures of one evaluation, the metric that made them (curves, tables, mistakes), and their protocol."""
+
+    values: dict[str, float]
+    metric: AnyMetric
+    protocol: dict[str, Any]
+    headline: str
+    results: dict[str, Result] = field(default_factory=dict[str, Result])
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+
+def evaluate(
+    model: nn.Module,
+    data: str | Path | Dataset | Iterable[Sample],
+    *,
+    split: str = "test",
+    batch: int = 16,
+    device: str | None = None,
+    precision: str = "fp32",
+    limit: int | None = None,
+    quiet: bool = False,
+    on_bad: Literal["raise", "quarantine", "keep"] = "raise",
+) -> Evaluation:
+    """Score `model` on `data` with its task's official metric: top-1/top-5 for classifiers, the COCO numbers for detectors.
+
+    Labels are matched by name where the model knows its class names; a model and data set of unlike classes are refused.
+    `limit` scores the first so many records only (the protocol says so). Raises DataError, UsageError or CapabilityError.
+    """
+    if not hasattr(model, "results"):
+        raise CapabilityError(f"{type(model).__name__} has no results(): it cannot be evaluated")
+    if batch < 1:
+        raise UsageError(f"batch must be at least 1, found {batch}")
+    dataset = data if _is_dataset(data) else open_data(cast(Any, data), split, on_bad=on_bad)
+    return score(model, cast(Dataset, dataset), split, batch=batch, device=device, precision=precision, limit=limit, quiet=quiet)
+
+
+def _is_dataset(data: Any) -> bool:
+    return all(hasattr(data, name) for name in ("task", "names", "target_of", "hash"))
+
+
+def score(
+    model: nn.Module,
+    dataset: Dataset,
+    split: str,
+    *,
+    batch: int = 16,
+    device: str | None = None,
+    precision: str = "fp32",
+    limit: int | None = None,
+    quiet: bool = True,
+    keep: int = 0,
+) -> Evaluation:
+    """`evaluate` on an open data set, shared over the processes of a distributed run; `keep` results are kept for pictures."""
+    card: Card = cast(Any, model).card
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    if count == 0:
+        raise DataError(f"the {split} split has no samples to evaluate on")
+    metric, places = metric_for(card, dataset, split), label_map(card, dataset.names)
+    indices = range(collectives.rank(), count, collectives.world_size())
+    evaluation = Evaluation({}, metric, {}, HEADLINE[card.task])
+    bar: Any = tqdm(total=len(indices), unit="img", desc=f"evaluate {split}", file=sys.stderr, disable=quiet, leave=False)
+    with bar:
+        for first in range(0, len(indices), batch):
+            samples = [dataset[i] for i in indices[first : first + batch]]
+            for sample, raw in zip(samples, infer(model, [_picture(s) for s in samples], device, precision)):
+                result = relabel(raw, places)
+                metric.update(result, _target(sample), sample.id)
+                if len(evaluation.results) < keep:
+                    evaluation.results[sample.id] = result
+            bar.update(len(samples))
+    for state in collectives.gather_objects(metric.state()) if collectives.world_size() > 1 else []:
+        metric.merge(cast(Any, state))
+    evaluation.values = metric.compute()
+    prepare = cast(Any, model).prepare.to_json()
+    evaluation.protocol = {**metric.protocol, "prepare": prepare, "precision": precision, "limit": limit}
+    return evaluation
+
+
+def metric_for(card: Card, dataset: Dataset, split: str) -> AnyMetric:
+    """The official metric of the model's task on this data set; CapabilityError if they do not fit."""
+    if card.task != dataset.task:
+        raise CapabilityError(f"{card.name} does {card.task}, but the data set is for {dataset.task}")
+    if card.task == "classify":
+        return Accuracy(dataset.names, data=dataset.hash, split=split)
+    if card.task == "detect":
+        return CocoDetection(dataset.names, data=dataset.hash, split=split)
+    raise CapabilityError(f"no metric is known for the task {card.task!r}")
+
+
+def label_map(card: Card, names: Sequence[str]) -> list[int] | None:
+    """For each raw output of the model its label in the data set, -1 for outputs that the data set lacks; None = as they are.
+
+    Raises UsageError if the data set has a class that the model does not.
+    """
+    if card.labels is None or tuple(card.labels) == tuple(names):
+        return None
+    known = set(card.labels)
+    absent = [name for name in names if name not in known]
+    if absent:
+        raise UsageError(
+            f"{card.name} does not know the data set's classes {', '.join(map(repr, absent[:5]))} ({len(absent)} in all)"
+        )
+    where = {name: i for i, name in enumerate(names)}
+    return [where.get(name, -1) for name in card.labels]
+
+
+def relabel(result: Result, places: list[int] | None) -> Result:
+    """Labels of the data set instead of the network's own."""
+    if places is None:
+        return result
+    if isinstance(result, Instances):
+        order = sorted((place, raw) for raw, place in enumerate(places) if place >= 0)
+        return contiguous(result, [raw for _, raw in order])
+    if isinstance(result, Classes):
+        moved = torch.tensor(places)[result.labels]
+        keep = moved >= 0
+        return Classes(moved[keep], None if result.scores is None else result.scores[keep])
+    return result
+
+
+def _picture(sample: Sample) -> Picture:
+    return sample.picture
+
+
+def _target(sample: Sample) -> Any:
+    if sample.target is None:
+        raise DataError(f"{sample.id}: has no target, so it cannot be scored")
+    return sample.target

@@ -1,0 +1,306 @@
+"""create, load, identify, save: from a name or a file to a model that answers the verbs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from opticus import zoo
+from opticus.structures import Prepare, Result, Task, UsageError, Weights, WeightsError
+from opticus.weights.fetch import fetch
+from opticus.weights.identify import Identity, identify_file
+from opticus.weights.labels import labels
+from opticus.weights.load import Match, load_into, match
+from opticus.weights.names import SAME, Names
+from opticus.weights.read import read
+from opticus.weights.save import read_meta
+from opticus.weights.save import save as save_file
+
+SHIPPED = "package:"  # urls of weights that travel inside the wheel
+
+
+@dataclass
+class Card:
+    """What travels with a model besides its tensors.
+
+    `labels` names the network's raw outputs; entries that are no class ("N/A", "background") do not reach results. `label_ids`
+    are the data set's own ids of those outputs.
+    """
+
+    name: str
+    task: Task
+    labels: tuple[str, ...] | None = None
+    label_ids: tuple[int, ...] | None = None
+    license: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def kept(self) -> list[int] | None:
+        """Raw outputs that are classes, in order; None without names."""
+        return None if self.labels is None else [i for i, name in enumerate(self.labels) if name not in NO_CLASS]
+
+
+NO_CLASS = ("N/A", "background", "__background__")
+
+if TYPE_CHECKING:
+
+    class Model(nn.Module):
+        """A network with its card and the verbs bound to it."""
+
+        config: Any
+        prepare: Prepare
+        card: Card
+        predict: Callable[..., Any]
+        save: Callable[..., Path]
+        optimize: Callable[..., Model]
+        results: Callable[..., list[Result]]
+
+else:
+    Model = nn.Module
+
+
+def bind(network: nn.Module, card: Card) -> Model:
+    """Give a network its card and the verbs `predict`, `save` and `optimize`."""
+    from opticus.verbs import optimize, predict  # they need this module; binding is the one place where the circle closes
+
+    model = cast(Any, network)
+    model.card = card
+    model.predict = functools.partial(predict.predict, network)
+    model.save = functools.partial(save, network)
+    model.optimize = functools.partial(optimize.optimize, network)
+    return cast("Model", network)
+
+
+def create(name: str, **changes: Any) -> Model:
+    """A model with fresh weights, seeded by `torch.manual_seed`. `changes` override its Config (`classes=10`, `backbone="vit/s16"`).
+
+    Raises UnknownNameError for unknown names and settings, with the nearest known ones.
+    """
+    if ":" in name:
+        raise UsageError(f"{name!r} names published weights: use load({name!r}); create takes {name.split(':')[0]!r}")
+    network = zoo.create(name, **changes)
+    return bind(network, Card(name, zoo.paper(zoo.split(name)[0]).TASK, provenance={"source": "random"}))
+
+
+def load(
+    name: str | Path,
+    file: str | Path | None = None,
+    *,
+    classes: int | None = None,
+    fresh: str | None = None,
+    quiet: bool = False,
+    **changes: Any,
+) -> Model:
+    r"""A model with weights.
+
+    `load("detr/r50:coco")` fetches published weights; `load("detr/r50", file)` reads a local file in any published format known for
+    that paper; `load("runs/detect/train")` and `load("model.safetensors")` read what opticus wrote. `fresh` is a regex over the
+    network's keys that stay at their initial values (`fresh=r"fc\..*"`, with `classes=` for a new head); `changes` override the
+    Config (`size=384` resizes position embeddings).
+
+    Raises UnknownNameError, WeightsError (naming what is unmatched, missing, extra and misshapen) or UsageError.
+    """
+    if classes is not None:
+        changes["classes"] = classes
+    if file is not None:
+        return _load_file(str(name), Path(file), None, fresh, changes)
+    path = Path(name)
+    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
+        return _load_saved(_weights_of_run(path) if path.is_dir() else path, fresh, changes)
+    if path.suffix in (".pth", ".pt", ".bin", ".npz", ".safetensors", ".ckpt"):
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such weights file")
+        found = identify(path)
+        return _load_file(found.name, path, None, fresh, changes)
+    if str(name).startswith(("runs/", "./", "/", "../", "~")) and "/" in str(name) and not path.exists():
+        raise WeightsError(f"{name}: no such run folder or weights file")
+    row = zoo.weights_row(str(name))
+    if row is None:
+        rows = [entry for entry in zoo.list_models(str(name)) if entry.weights]
+        known = f"; published weights: {', '.join(rows[0].weights)}" if rows else "; no weights are published for it, use create"
+        raise UsageError(f"load({str(name)!r}) needs a file or a tag such as {name}:tag{known}")
+    where = _shipped(row.url) if row.url.startswith(SHIPPED) else fetch(row.url, row.digest)
+    model = _load_file(str(name).partition(":")[0], where, row, fresh, changes)
+    if not quiet and row.license:
+        print(f"opticus: weights {name}, licence {row.license} ({row.source})", file=sys.stderr)  # noqa: T201 - asked for once per load
+    return model
+
+
+def _shipped(url: str) -> Path:
+    return Path(str(files("opticus.weights") / "shipped" / url.removeprefix(SHIPPED)))
+
+
+def _weights_of_run(folder: Path) -> Path:
+    for name in ("best", "last"):
+        path = folder / "weights" / f"{name}.safetensors"
+        if path.is_file():
+            return path
+    raise WeightsError(f"{folder}: not a run folder, it has no weights/best.safetensors or weights/last.safetensors")
+
+
+def _load_saved(path: Path, fresh: str | None, changes: dict[str, Any]) -> Model:
+    meta = read_meta(path)
+    if not meta or "model" not in meta:
+        return _load_file(identify(path).name, path, None, fresh, changes)
+    config = zoo.config_from_json(meta["model"], meta.get("config", {}))
+    if changes:
+        config = zoo.config_of_changed(meta["model"], config, changes)
+    network = zoo.build(meta["model"], config)
+    module = zoo.paper(zoo.split(meta["model"])[0])
+    load_into(network, read(path).tensors, SAME, fresh=fresh, file=str(path), positions=getattr(module, "POSITIONS", None))
+    cast(Any, network).prepare = Prepare.from_json(meta["prepare"])
+    names, ids = meta.get("labels"), meta.get("label_ids")
+    new_head = fresh is not None and "classes" in changes
+    card = Card(
+        meta["model"],
+        module.TASK,
+        labels=tuple(names) if names and not new_head else None,
+        label_ids=tuple(ids) if ids and not new_head else None,
+        license=meta.get("license"),
+        provenance={**meta.get("provenance", {}), "file": path.name},
+    )
+    return bind(network.eval(), card)
+
+
+def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, changes: dict[str, Any]) -> Model:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    meta = read_meta(path) if path.suffix == ".safetensors" else {}
+    if meta and "model" in meta:
+        if meta["model"] != name:
+            raise WeightsError(f"{path}: holds {meta['model']}, not {name}")
+        return _load_saved(path, fresh, changes)
+    stem, _, tag = zoo.split(name)
+    if tag is not None:
+        raise UsageError(f"load({name!r}, file): a tag names published weights to fetch; with a file use {name.split(':')[0]!r}")
+    module, content = zoo.paper(stem), read(path)
+    if row is not None and row.classes is not None:
+        changes.setdefault("classes", row.classes)
+    config = zoo.config_of(name, changes)
+    formats: Mapping[str, Names] = module.FORMATS
+    chosen, found = _format(
+        name, config, formats if row is None else {row.format: formats[row.format]}, content.tensors, fresh, module
+    )
+    if "classes" not in changes and fresh is None and (count := _head(found)) is not None:
+        _refuse_head(name, path, count)
+    network = zoo.build(name, config)
+    load_into(
+        network, content.tensors, formats[chosen], fresh=fresh, classes=changes.get("classes"), file=str(path),
+        positions=getattr(module, "POSITIONS", None), ignore=getattr(module, "IGNORE", None),
+    )  # fmt: skip
+    prepare = row.prepare if row is not None else _prepare_of(module, name, chosen)
+    if prepare is not None:
+        cast(Any, network).prepare = _resized(prepare, config, changes)
+    table = row.labels if row is not None else _labels_of(module, name, chosen)
+    names = labels(table) if table is not None and "classes" not in changes else None
+    card = Card(
+        name, module.TASK, labels=names, label_ids=tuple(range(len(names))) if names else None,
+        license=None if row is None else row.license,
+        provenance={"file": path.name, "format": chosen, "container": content.container, "url": None if row is None else row.url},
+    )  # fmt: skip
+    return bind(network.eval(), card)
+
+
+def _head(found: Match) -> int | None:
+    """The file's class count if the only thing wrong is the width of a head."""
+    if found.unmatched or found.missing or found.extra or not found.misshapen:
+        return None
+    return found.misshapen[0][1][0] if found.misshapen[0][1] else None
+
+
+def _refuse_head(name: str, path: Path, count: int) -> None:
+    raise WeightsError(
+        f"{path}: matches {name} except for a head of another size ({count}); load it with classes= set to the file's classes"
+    )
+
+
+def _format(
+    name: str, config: Any, formats: Mapping[str, Names], tensors: Mapping[str, Tensor], fresh: str | None, module: Any
+) -> tuple[str, Match]:
+    """The published format whose rename table fits the file best, and how it fits."""
+    network = zoo.meta(name, config)
+    positions, ignore = getattr(module, "POSITIONS", None), getattr(module, "IGNORE", None)
+    best: tuple[int, str, Match] | None = None
+    for key, table in formats.items():
+        found = match(network, _as_meta(tensors), table, fresh=fresh, positions=positions, ignore=ignore)
+        faults = len(found.unmatched) + len(found.missing) + len(found.extra) + len(found.misshapen)
+        if best is None or faults < best[0]:
+            best = faults, key, found
+        if faults == 0:
+            break
+    if best is None:
+        raise WeightsError(f"{name}: no published format is known; only files written by opticus can be loaded")
+    return best[1], best[2]
+
+
+def _as_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.to("meta") for key, tensor in tensors.items()}
+
+
+def _first_row(module: Any, name: str, chosen: str) -> Weights | None:
+    variant = name.partition("/")[2]
+    rows = [row for key, row in module.WEIGHTS.items() if key.split(":")[0] == variant and row.format == chosen]
+    return rows[0] if rows else None
+
+
+def _prepare_of(module: Any, name: str, chosen: str) -> Prepare | None:
+    """The preprocessing of the published file of this variant and format, if a row names it."""
+    row = _first_row(module, name, chosen)
+    return None if row is None else row.prepare
+
+
+def _labels_of(module: Any, name: str, chosen: str) -> str | None:
+    row = _first_row(module, name, chosen)
+    return None if row is None else row.labels
+
+
+def _resized(prepare: Prepare, config: Any, changes: Mapping[str, Any]) -> Prepare:
+    """Another input size asked for by `size=` also changes how pictures are prepared."""
+    if "size" not in changes or not isinstance(changes["size"], int):
+        return prepare
+    side = changes["size"]
+    if prepare.crop is not None:
+        short = round(prepare.size[0] * side / prepare.crop[0])
+        return replace(prepare, size=(short, prepare.size[1]), crop=(side, side))
+    return replace(prepare, size=(side, side)) if prepare.resize == "fixed" else prepare
+
+
+def identify(file: str | Path) -> Identity:
+    """Which paper, variant and format a weights file holds, from its keys and shapes alone; nothing in it is executed.
+
+    Raises WeightsError if the file cannot be read or nothing known is near.
+    """
+    return identify_file(Path(file))
+
+
+def save(model: nn.Module, path: str | Path, **extra: Any) -> Path:
+    """Write safetensors with labels, prepare, config, version, provenance and licence in the header and beside it as JSON."""
+    return save_file(model, Path(path), meta={**meta_of(model), **extra})
+
+
+def meta_of(model: nn.Module) -> dict[str, Any]:
+    """What travels in a weights file beside the tensors."""
+    from opticus import __version__
+
+    network = cast(Any, model)
+    card: Card = network.card
+    return {
+        "model": card.name,
+        "task": card.task,
+        "config": zoo.config_to_json(network.config),
+        "prepare": network.prepare.to_json(),
+        "labels": None if card.labels is None else list(card.labels),
+        "label_ids": None if card.label_ids is None else list(card.label_ids),
+        "license": card.license,
+        "provenance": card.provenance,
+        "opticus": __version__,
+    }
+
+
+__all__ = ["Card", "Identity", "Model", "bind", "create", "identify", "load", "meta_of", "save"]

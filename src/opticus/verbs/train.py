@@ -1,0 +1,261 @@
+"""train: a model, a data set and a recipe become a run folder; every run can be killed and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from opticus import zoo
+from opticus.data.loader import Plan, batches, steps_per_epoch
+from opticus.data.open import open_data
+from opticus.data.records import Source
+from opticus.structures import Batch, CapabilityError, Objective, Sample, TrainError, UnknownNameError, UsageError
+from opticus.structures.files import write_text
+from opticus.train.loop import loop
+from opticus.train.recipe import Job, Optim, Outcome, Recipe, Schedule, to_json
+from opticus.train.state import process_info
+from opticus.verbs.evaluate import HEADLINE, Evaluation, score
+from opticus.verbs.models import Card, Model, bind, create, load, meta_of
+from opticus.verbs.report import report_of
+
+OPTIM_FIELDS = {field.name for field in dataclasses.fields(Optim)} - {"groups"}
+RECIPE_FIELDS = {field.name for field in dataclasses.fields(Recipe)} - {
+    "model",
+    "data",
+    "changes",
+    "optim",
+    "schedules",
+    "loop",
+    "note",
+}
+
+
+@dataclass
+class RunResult:
+    """A finished run: its folder, its best model (the average, where there is one), and the figures on the test split."""
+
+    out: Path
+    model: Model
+    outcome: Outcome
+    evaluation: Evaluation | None = None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The final figures."""
+        return self.evaluation.values if self.evaluation is not None else self.outcome.values
+
+    @property
+    def report(self) -> Path:
+        """The self-contained HTML page."""
+        return self.out / "report.html"
+
+
+def train(
+    model: str | nn.Module | None = None,
+    data: str | Path | Source | Iterable[Sample] | None = None,
+    *,
+    out: str | Path | None = None,
+    recipe: Recipe | Callable[[str, Source], Recipe],
+    resume: bool | str | Path = False,
+    split: tuple[str, str, str] = ("train", "val", "test"),
+    on_bad: str = "raise",
+    quarantine: str | Path | None = None,
+    quiet: bool = False,
+    test: bool = True,
+    **overrides: Any,
+) -> RunResult:
+    """Train `model` (a name or an object) on `data` (a name, path, data set or iterable of Sample) into the folder `out`.
+
+    `recipe` is a Recipe or makes one for a model's name and its data (the public verb passes the paper's default); `overrides` change its fields (`epochs=5`, `batch=32`, `lr=1e-3`,
+    `transforms=...`, `options={...}` for the objective) or the model's Config (`classes=`, `backbone=`). `resume=True` goes on in
+    `out`, `resume="runs/x"` takes everything from that folder. `on_bad` is "raise" or "quarantine".
+
+    Raises an opticus.Error that names what is wrong before any step is made; Ctrl-C leaves valid weights and state.
+    """
+    resuming = bool(resume)
+    if isinstance(resume, (str, Path)):
+        out = Path(resume)
+        model, data, overrides = _from_folder(out, model, data, overrides)
+    if model is None or data is None:
+        raise UsageError("train needs a model and data, such as train('centernet/tiny', data='scenes')")
+    opened = _open(data, split, on_bad, quarantine)
+    network, name = _network(model, opened["train"], overrides)
+    recipe = _recipe(recipe, name, data, opened["train"], overrides)
+    card: Card = cast(Any, network).card
+    folder = Path(out) if out is not None else Path("runs") / card.task / name.replace("/", "-")
+    _check_folder(folder, resuming)
+    torch.manual_seed(recipe.seed)
+    objective: Objective = zoo.paper(zoo.split(name)[0]).objective(network, **recipe.options)
+    if not resuming:
+        arguments = {"model": name if isinstance(model, str) else None, "data": str(data) if isinstance(data, (str, Path)) else None,
+                     "overrides": _plain(overrides), "split": list(split), "recipe": to_json(recipe)}  # fmt: skip
+        write_text(folder / "args.json", json.dumps(arguments, indent=1, default=repr))
+        write_text(folder / "env.json", json.dumps({**process_info(), "torch": torch.__version__}, indent=1))
+    job = _job(recipe, objective, network, opened, folder, resuming, quiet)
+    return _run(job, network, opened, test, quiet)
+
+
+def _run(job: Job, network: Model, opened: Mapping[str, Source | None], test: bool, quiet: bool) -> RunResult:
+    start = time.perf_counter()
+    outcome = (job.recipe.loop or loop)(job)
+    best = job.out / "weights" / "best.safetensors"
+    model = load(best if best.is_file() else job.out / "weights" / "last.safetensors", quiet=True)
+    result = RunResult(job.out, model, outcome)
+    final = opened["test"] or opened["val"]
+    if test and final is not None:
+        name = "test" if opened["test"] is not None else "val"
+        result.evaluation = score(model, final, name, batch=job.recipe.batch, quiet=quiet, keep=64)
+        seconds = time.perf_counter() - start
+        report_of(job.out, model, result.evaluation, final, job.recipe, seconds=seconds, steps=outcome.steps)
+    return result
+
+
+def _job(
+    recipe: Recipe, objective: Objective, network: Model, opened: Mapping[str, Source | None], out: Path, resume: bool, quiet: bool
+) -> Job:
+    data = cast(Source, opened["train"])
+    plan = Plan(recipe.seed, recipe.batch, recipe.accumulate, recipe.workers)
+    draw = functools.partial(_batches, data, recipe, network, plan)
+    validation = opened["val"]
+    evaluate = None
+    if validation is not None:
+        evaluate = functools.partial(_validate, cast(Any, network).card, validation, recipe)
+    card: Card = cast(Any, network).card
+    return Job(
+        recipe, objective, draw, steps_per_epoch(len(data), recipe.batch), out, meta_of(network), evaluate,
+        metric=recipe.metric or HEADLINE.get(card.task, "loss"), resume=resume, quiet=quiet,
+    )  # fmt: skip
+
+
+def _batches(data: Source, recipe: Recipe, network: Model, plan: Plan, start: int, rank: int, world: int) -> Iterator[Batch]:
+    return batches(data, recipe.transforms, network.prepare, plan, start=start, rank=rank, world=world)
+
+
+def _validate(card: Card, data: Source, recipe: Recipe, network: nn.Module) -> dict[str, float]:
+    bound = network if hasattr(network, "card") else bind(network, card)
+    return score(bound, data, "val", batch=recipe.batch, precision="fp32").values
+
+
+def _open(data: Any, split: tuple[str, str, str], on_bad: str, quarantine: str | Path | None) -> dict[str, Source | None]:
+    if on_bad not in ("raise", "quarantine"):
+        raise UnknownNameError("on_bad", on_bad, ("raise", "quarantine"))
+    options: dict[str, Any] = {"on_bad": on_bad, "quarantine": quarantine}
+    if hasattr(data, "target_of"):
+        return {"train": data, "val": None, "test": None}
+    first = open_data(data, split[0], **options)
+    others = {name: open_data(data, name, **options) if name in first.splits and name != split[0] else None for name in split[1:]}
+    skipped = getattr(first, "quarantined", None)
+    if skipped:
+        reasons = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:3])
+        print(f"opticus: {len(skipped)} records left out as bad ({reasons}{' ...' if len(skipped) > 3 else ''})", file=sys.stderr)  # noqa: T201
+    return {"train": first, "val": others[split[1]], "test": others[split[2]]}
+
+
+def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) -> tuple[Model, str]:
+    """The model with a head for the data's classes and their names on its card."""
+    if isinstance(model, str):
+        config_fields = _config_fields(model)
+        changes = {key: overrides.pop(key) for key in list(overrides) if key in config_fields and key not in RECIPE_FIELDS}
+        start = overrides.pop("weights", None)
+        if "classes" in config_fields:
+            asked = changes.setdefault("classes", len(data.names))
+            if asked != len(data.names):
+                raise UsageError(
+                    f"classes={asked} was asked for, but the data has {len(data.names)} classes ({', '.join(data.names[:5])}...)"
+                )
+        torch.manual_seed(int(overrides.get("seed", 0)))
+        plain = model.partition(":")[0]
+        network = create(plain, **changes) if start is None and ":" not in model else _start(model, start, changes)
+    else:
+        network, plain = cast("Model", model), ""
+        if not hasattr(network, "card"):
+            raise CapabilityError("train takes a model made by opticus.create or opticus.load, or a name")
+        plain = network.card.name
+        classes = getattr(cast(Any, network).config, "classes", None)
+        if classes is not None and classes != len(data.names):
+            raise UsageError(
+                f"{plain} has {classes} classes, the data has {len(data.names)}; create it with classes={len(data.names)}"
+            )
+    card = network.card
+    if card.task != data.task:
+        raise CapabilityError(f"{plain} does {card.task}, but the data set is for {data.task}")
+    card.labels, card.label_ids = tuple(data.names), tuple(data.label_ids)
+    card.provenance = {**card.provenance, "trained_on": data.hash}
+    return network.train(), plain
+
+
+def _start(model: str, start: Any, changes: dict[str, Any]) -> Model:
+    """Fine-tuning: published or own weights with a new head where the number of classes differs."""
+    stem = zoo.split(model.partition(":")[0])[0]
+    fresh = getattr(zoo.paper(stem), "HEAD", None)
+    classes = changes.pop("classes", None)
+    loaded = load(model) if start is None else load(model.partition(":")[0], start)
+    same = getattr(cast(Any, loaded).config, "classes", None) == classes
+    if same:
+        return loaded
+    if start is None:
+        return load(model, fresh=fresh, classes=classes, **changes)
+    return load(model.partition(":")[0], start, fresh=fresh, classes=classes, **changes)
+
+
+def _config_fields(model: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(zoo.config_of(model.partition(":")[0]))}
+
+
+def _recipe(
+    recipe: Recipe | Callable[[str, Source], Recipe], name: str, data: Any, opened: Source, overrides: dict[str, Any]
+) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        recipe = recipe(name, opened)
+    known = RECIPE_FIELDS | OPTIM_FIELDS
+    for key in overrides:
+        if key not in known:
+            raise UnknownNameError("training option", key, sorted(known | _config_fields(name)))
+    optim = {key: overrides[key] for key in overrides if key in OPTIM_FIELDS}
+    changes = {key: value for key, value in overrides.items() if key in RECIPE_FIELDS}
+    if "epochs" in changes and "steps" not in changes:
+        changes["steps"] = None
+    rules = {phase: dataclasses.replace(rule, **optim) for phase, rule in recipe.optim.items()}
+    return dataclasses.replace(recipe, model=name, data=_name_of(data), optim=rules, **changes)
+
+
+def _name_of(data: Any) -> str:
+    return str(data) if isinstance(data, (str, Path)) else type(data).__name__
+
+
+def _from_folder(
+    folder: Path, model: Any, data: Any, overrides: dict[str, Any]
+) -> tuple[str | nn.Module | None, str | Path | Source | Iterable[Sample] | None, dict[str, Any]]:
+    path = folder / "args.json"
+    if not path.is_file():
+        raise TrainError(f"{folder}: nothing to resume, {path} does not exist")
+    try:
+        saved = json.loads(path.read_text())
+        stored = {**saved["overrides"], **overrides}
+        return model or saved["model"], data if data is not None else saved["data"], stored
+    except (ValueError, KeyError) as error:
+        raise TrainError(f"{path}: not the arguments of a run ({error})") from error
+
+
+def _check_folder(folder: Path, resuming: bool) -> None:
+    if resuming and not (folder / "args.json").is_file():
+        raise TrainError(f"{folder}: nothing to resume, there is no args.json in it")
+    if not resuming and (folder / "state").is_dir() and any((folder / "state").iterdir()):
+        raise TrainError(f"{folder}: holds another run; use resume=True to continue it, out= for a new folder, or remove it")
+
+
+def _plain(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: to_json(value) for key, value in overrides.items()}
+
+
+__all__ = ["RunResult", "Schedule", "train"]
