@@ -3,19 +3,16 @@
 Not a pip package: set OPTICUS_REFERENCES to a folder that holds a clone of github.com/xingyizhou/CenterNet as `CenterNet`.
 """
 
-import os
-import sys
-from pathlib import Path
-
 import torch
+from clones import clone
 
 from opticus.models.detection.centernet import PREPARE
 from opticus.parity.case import network_input
 from opticus.parity.fill import fill_module
 
-sys.path.insert(0, str(Path(os.environ["OPTICUS_REFERENCES"]) / "CenterNet" / "src" / "lib"))
-from models.decode import ctdet_decode
-from models.networks.msra_resnet import PoseResNet, resnet_spec
+with clone("CenterNet/src/lib"):
+    from models.decode import ctdet_decode
+    from models.networks.msra_resnet import PoseResNet, resnet_spec
 
 PAPER = "centernet"
 HEADS = {"hm": 80, "wh": 2, "reg": 2}

@@ -6,14 +6,12 @@ The first is not a pip package: set OPTICUS_REFERENCES to a folder that holds a 
 import torchvision_shim  # noqa: F401  (before anything that imports torchvision)
 
 # isort: split
-import os
-import sys
 import types
-from pathlib import Path
 
 import torch
 import torchvision
 import transformers
+from clones import clone
 from hugging_face import filled, hub_shapes
 from PIL import Image
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -23,15 +21,15 @@ from opticus.models.detection.detr import PREPARE
 from opticus.parity.case import network_input
 from opticus.parity.fill import fill_module, picture
 
-sys.path.insert(0, str(Path(os.environ["OPTICUS_REFERENCES"]) / "detr"))
 torchvision.__version__ = "0.9.0"  # the repository compares the first three characters and takes 0.29 for 0.2
-import datasets.transforms as published_transforms
-import hubconf
-from models import backbone as published_backbone
-from models import position_encoding
-from models.detr import DETR, PostProcess
-from models.transformer import Transformer
-from util.misc import NestedTensor
+with clone("detr"):
+    import datasets.transforms as published_transforms
+    import hubconf
+    from models import backbone as published_backbone
+    from models import position_encoding
+    from models.detr import DETR, PostProcess
+    from models.transformer import Transformer
+    from util.misc import NestedTensor
 
 published_backbone.is_main_process = lambda: False  # it downloads ImageNet weights on the main process
 
