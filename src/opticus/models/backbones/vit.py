@@ -304,7 +304,8 @@ _DINO = Names(
 )
 FORMATS: dict[str, Names] = {
     "timm": _TIMM,
-    "torchvision": _TORCHVISION,
+    "torchvision": _TORCHVISION,  # as in its published files
+    "torchvision_mlp": _TORCHVISION,  # as its networks are saved since 0.13
     "google": _GOOGLE,
     "deit": _TIMM,
     "dino": _DINO,
