@@ -18,7 +18,8 @@ def clone(folder):
         yield
     finally:
         sys.path.remove(str(root))
-        for name in set(sys.modules) - before:
-            places = [getattr(sys.modules[name], "__file__", None) or "", *getattr(sys.modules[name], "__path__", [])]
-            if any(str(place).startswith(str(root)) for place in places):
+        loaded = {name: sys.modules[name] for name in set(sys.modules) - before}
+        places = {n: [getattr(m, "__file__", None) or "", *getattr(m, "__path__", [])] for n, m in loaded.items()}
+        for name, where in places.items():
+            if any(str(place).startswith(str(root)) for place in where):
                 del sys.modules[name]
