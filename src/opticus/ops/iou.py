@@ -69,22 +69,26 @@ def _grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one floating type of at least 32 bits, times the power of two that brings the largest coordinate near 1."""
+    """Both in one floating type of at least 32 bits, times the power of two that brings the largest coordinate near 1.
+
+    A reversed box is shrunk to nothing at its first corner; else it could "intersect" others by the min/max rule.
+    """
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(dtype), b.to(dtype)
     with torch.no_grad():
         largest = torch.cat([a.detach().abs().flatten(), b.detach().abs().flatten(), a.new_full((1,), 1e-30)]).amax()
         scale = torch.exp2(-torch.floor(torch.log2(largest)).clamp(max=126))
-    return a * scale, b * scale
+    return _upright(a * scale), _upright(b * scale)
+
+
+def _upright(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], -1)
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     inter = sides[..., 0] * sides[..., 1]
-    # a reversed box may still "intersect" another one by the min/max rule; its area, and so the intersection, is nothing
-    area_a, area_b = area(a), area(b)
-    inter = torch.where((area_a > 0) & (area_b > 0), inter, torch.zeros_like(inter))
-    return inter, area_a + area_b - inter
+    return inter, area(a) + area(b) - inter
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
