@@ -19,7 +19,7 @@ _NAMED = (
     "#EE3377 #999933 #882255 #44AA99 #332288 #DDCC77 #117733 #AA4499"
 )
 PALETTE: tuple[Colour, ...] = tuple((int(c[1:3], 16), int(c[3:5], 16), int(c[5:7], 16)) for c in _NAMED.split())
-INK: Colour = (20, 20, 24)
+INK: Colour = (6, 6, 8)
 PAPER: Colour = (255, 255, 255)
 
 

@@ -34,14 +34,14 @@ def draw(
     limit: int = 300,
     scale: int | None = None,
     text: float = 1.0,
+    focus: Sequence[float] | None = None,
     font_file: str | None = None,
 ) -> Image:
     """`result` on its `picture` (H,W,C) uint8; returns an RGB Pillow image, enlarged `scale` times (None: as much as labels need).
 
     Detections below `threshold` and beyond the best `limit` are left out. `names[i]` is class i's name; "class i" is written where
-    there is none. `text` enlarges tags and lines (for pictures shown small). `font_file` names a TrueType font for scripts that
-    DejaVu Sans lacks. Raises UsageError for a kind of result
-    that has no picture.
+    there is none. `text` enlarges tags and lines (for pictures shown small); `focus`, a box in the picture's pixels, is ringed.
+    `font_file` names a TrueType font for scripts that DejaVu Sans lacks. Raises UsageError for a kind of result that has no picture.
     """
     from PIL import Image as image_module
 
@@ -49,6 +49,8 @@ def draw(
     factor = scale or enlargement(pixels.shape[0], pixels.shape[1])
     smooth = image_module.Resampling.BICUBIC if min(pixels.shape[:2]) > 64 else image_module.Resampling.NEAREST
     image = image_module.fromarray(pixels).resize((pixels.shape[1] * factor, pixels.shape[0] * factor), smooth)
+    if focus is not None:
+        _ring(image, [value * factor for value in focus])
     if result is None or isinstance(result, Picture):
         return image
     if isinstance(result, Instances):
@@ -162,6 +164,18 @@ def _outline(canvas: ImageDraw, box: tuple[float, float, float, float], fill: Co
             line += [start[0] + (end[0] - start[0]) * u, start[1] + (end[1] - start[1]) * u]
             canvas.line(line, fill=casing, width=width + 2)
             canvas.line(line, fill=fill, width=width)
+
+
+def _ring(image: Image, box: Sequence[float]) -> None:
+    """A rounded white line in a dark casing around `box`, inside the picture."""
+    from PIL import ImageDraw
+
+    width, height = image.size
+    margin = max(6, max(width, height) // 50)
+    x0, y0, x1, y1 = box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin
+    edges = (max(2.0, x0), max(2.0, y0), max(4.0, min(width - 3.0, x1)), max(4.0, min(height - 3.0, y1)))
+    for line, fill in ((5, INK), (3, PAPER)):
+        ImageDraw.Draw(image).rounded_rectangle(edges, radius=margin, outline=fill, width=line)
 
 
 def _points(canvas: ImageDraw, points: Tensor, width: int) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opticus.plot import figures
-from opticus.plot.colours import INK, PAPER
-from opticus.plot.draw import draw, enlargement, to_pixels
+from opticus.plot.draw import draw
 from opticus.structures import Result
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ PICTURES = 2_000_000  # bytes: what all pictures of one report may take together
 TEXT = 1.5  # tags are written this much larger than usual: the cards show the pictures small
 
 _STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1b1c20;--soft:#5d6068;--line:#d9dbe0;--card:#f6f7f9;--bar:#56b4e9}
-@media(prefers-color-scheme:dark){:root{--paper:#15161a;--ink:#e9eaee;--soft:#a2a6b0;--line:#363943;--card:#1e2026;--bar:#2a6f9a}}
+:root{color-scheme:light dark;--paper:#fff;--ink:#1b1c20;--soft:#5d6068;--line:#d9dbe0;--card:#f6f7f9;--bar:#a8d8f2}
+@media(prefers-color-scheme:dark){:root{--paper:#15161a;--ink:#e9eaee;--soft:#a2a6b0;--line:#363943;--card:#1e2026;--bar:#235b80}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:1180px;padding:24px 20px 60px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px;padding-top:8px;border-top:1px solid var(--line)}
@@ -202,7 +201,7 @@ def _pictures(pairs: Sequence[Pair], names: Sequence[str], threshold: float) -> 
     for pair in pairs:
         sides = ((pair.truth, 0.0), (pair.prediction, threshold))
         images = [
-            None if side is None else _ringed(pair, draw(pair.picture, side, names, threshold=t, text=TEXT)) for side, t in sides
+            None if side is None else draw(pair.picture, side, names, threshold=t, text=TEXT, focus=pair.focus) for side, t in sides
         ]
         drawn.append((images[0], images[1]))
     for long_side, quality in ((420, 85), (384, 72), (300, 65), (220, 55), (150, 45)):
@@ -212,25 +211,6 @@ def _pictures(pairs: Sequence[Pair], names: Sequence[str], threshold: float) -> 
     else:
         sources = []
     return [_Shown(pair.caption, both[0], both[1]) for pair, both in zip(pairs, sources, strict=False)]
-
-
-def _ringed(pair: Pair, image: Image) -> Image:
-    from PIL import ImageDraw
-
-    if pair.focus is not None:
-        height, width = to_pixels(pair.picture).shape[:2]
-        factor = enlargement(height, width)
-        pen, margin = ImageDraw.Draw(image), max(6, max(image.size) // 50)
-        x0, y0, x1, y1 = (value * factor for value in pair.focus)
-        edges = (
-            max(2.0, x0 - margin),
-            max(2.0, y0 - margin),
-            min(width * factor - 3.0, x1 + margin),
-            min(height * factor - 3.0, y1 + margin),
-        )
-        for line, fill in ((5, INK), (3, PAPER)):
-            pen.rounded_rectangle(edges, radius=margin, outline=fill, width=line)
-    return image
 
 
 def _source(image: Image, long_side: int, quality: int) -> str:
