@@ -142,5 +142,5 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 VARIANTS: dict[str, Config] = {"5": Config()}
 # the paper counts 60,000 trainable parameters up to F6; ten linear output units add 10 * (84 + 1)
 PARAMETERS: dict[str, int] = {"5": 60_000 + 850}
-FORMATS: dict[str, Names] = {"opticus": SAME}
+FORMATS: dict[str, Names] = {"transcription": SAME}
 WEIGHTS: dict[str, Weights] = {}

@@ -212,6 +212,7 @@ def _of_shortcut(match: re.Match[str]) -> str:
 
 
 _STAGE = r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\."
+IGNORE = r"fc\..+"  # a file's head has no place in a network with classes=0
 FORMATS: dict[str, Names] = {
     "torchvision": _SAME,
     "timm": _SAME,

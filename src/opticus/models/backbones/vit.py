@@ -229,6 +229,7 @@ VARIANTS: dict[str, Config] = {
     **_each("h14", "in21k", classes=21843, representation=1280),
     **_each("s16 s8 b16 b8", "dino", classes=0),
 }
+IGNORE = r"head\..+"  # a file's head has no place in a network with classes=0
 POSITIONS = {"pos_embed": 1}
 
 # --- weights -----------------------------------------------------------------------------------------------------------
