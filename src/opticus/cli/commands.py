@@ -187,7 +187,8 @@ class Identify:
         import opticus
 
         found = opticus.identify(self.file)
-        emit(found.to_json(), self.json, str(found))
+        record = {"name": found.name, "format": found.format, "exact": found.exact, "differences": list(found.differences)}
+        emit({**record, "classes": found.classes, "others": list(found.others)}, self.json, str(found))
         return 0 if found.exact else 1
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from opticus import zoo
+from opticus.data.records import Source
 from opticus.structures import Dataset, Prepare, Sample
 from opticus.train.recipe import Optim, Recipe, Schedule
 from opticus.transforms.geometry import Flip, RandomResizedCrop, Resize
@@ -55,7 +56,7 @@ def fit(rule: Prepare) -> Resize:
 
 def train(
     model: str | nn.Module | None = None,
-    data: str | Path | Dataset | Iterable[Sample] | None = None,
+    data: str | Path | Source | Iterable[Sample] | None = None,
     *,
     recipe: Recipe | None = None,
     **options: Any,

@@ -100,8 +100,7 @@ def score(
     for state in collectives.gather_objects(metric.state()) if collectives.world_size() > 1 else []:
         metric.merge(cast(Any, state))
     evaluation.values = metric.compute()
-    prepare = cast(Any, model).prepare.to_json()
-    evaluation.protocol = {**metric.protocol, "prepare": prepare, "precision": precision, "limit": limit}
+    evaluation.protocol = {**metric.protocol, "limit": limit}
     return evaluation
 
 

@@ -10,7 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from opticus import zoo
 from opticus.structures import Prepare, Result, Task, UsageError, Weights, WeightsError
@@ -19,7 +20,7 @@ from opticus.weights.identify import Identity, identify_file
 from opticus.weights.labels import labels
 from opticus.weights.load import Match, load_into, match
 from opticus.weights.names import SAME, Names
-from opticus.weights.read import read
+from opticus.weights.read import Layout, layouts, read
 from opticus.weights.save import read_meta
 from opticus.weights.save import save as save_file
 
@@ -111,13 +112,10 @@ def load(
     if file is not None:
         return _load_file(str(name), Path(file), None, fresh, changes)
     path = Path(name)
-    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
-        return _load_saved(_weights_of_run(path) if path.is_dir() else path, fresh, changes)
+    if path.is_dir():
+        path = _weights_of_run(path)
     if path.suffix in (".pth", ".pt", ".bin", ".npz", ".safetensors", ".ckpt"):
-        if not path.is_file():
-            raise WeightsError(f"{path}: no such weights file")
-        found = identify(path)
-        return _load_file(found.name, path, None, fresh, changes)
+        return _load_unnamed(path, fresh, changes)
     if str(name).startswith(("runs/", "./", "/", "../", "~")) and "/" in str(name) and not path.exists():
         raise WeightsError(f"{name}: no such run folder or weights file")
     row = zoo.weights_row(str(name))
@@ -132,6 +130,18 @@ def load(
     return model
 
 
+def _load_unnamed(path: Path, fresh: str | None, changes: dict[str, Any]) -> Model:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    meta = _own(path)
+    if meta is not None:
+        return _load_saved(path, meta, fresh, changes)
+    found = identify(path)
+    if found.name is None:
+        raise WeightsError(f"{path}: {found}")
+    return _load_file(found.name, path, None, fresh, changes)
+
+
 def _shipped(url: str) -> Path:
     return Path(str(files("opticus.weights") / "shipped" / url.removeprefix(SHIPPED)))
 
@@ -144,103 +154,116 @@ def _weights_of_run(folder: Path) -> Path:
     raise WeightsError(f"{folder}: not a run folder, it has no weights/best.safetensors or weights/last.safetensors")
 
 
-def _load_saved(path: Path, fresh: str | None, changes: dict[str, Any]) -> Model:
-    meta = read_meta(path)
-    if not meta or "model" not in meta:
-        return _load_file(identify(path).name, path, None, fresh, changes)
-    config = zoo.config_from_json(meta["model"], meta.get("config", {}))
-    if changes:
-        config = zoo.config_of_changed(meta["model"], config, changes)
-    network = zoo.build(meta["model"], config)
-    module = zoo.paper(zoo.split(meta["model"])[0])
-    load_into(network, read(path).tensors, SAME, fresh=fresh, file=str(path), positions=getattr(module, "POSITIONS", None))
-    cast(Any, network).prepare = Prepare.from_json(meta["prepare"])
-    names, ids = meta.get("labels"), meta.get("label_ids")
+def _own(path: Path) -> dict[str, Any] | None:
+    """The metadata of a file that opticus wrote, None for any other file (whose faults its reader names)."""
+    try:
+        return read_meta(path) if path.suffix == ".safetensors" else None
+    except WeightsError:
+        return None
+
+
+def _load_saved(path: Path, meta: dict[str, Any], fresh: str | None, changes: dict[str, Any]) -> Model:
+    try:
+        name, config = meta["model"], zoo.config_from_json(meta["model"], meta["config"])
+        prepare, names, ids = Prepare.from_json(meta["prepare"]), meta.get("labels"), meta.get("label_ids")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: its opticus metadata is incomplete ({error})") from error
+    config = zoo.config_of_changed(name, config, changes)
+    network, module = zoo.build(name, config), zoo.paper(zoo.split(name)[0])
+    load_into(
+        network, read(path).state, SAME, fresh=fresh, classes=changes.get("classes"), file=str(path),
+        positions=getattr(module, "POSITIONS", None),
+    )  # fmt: skip
+    cast(Any, network).prepare = _resized(prepare, changes)
     new_head = fresh is not None and "classes" in changes
     card = Card(
-        meta["model"],
-        module.TASK,
-        labels=tuple(names) if names and not new_head else None,
-        label_ids=tuple(ids) if ids and not new_head else None,
-        license=meta.get("license"),
-        provenance={**meta.get("provenance", {}), "file": path.name},
-    )
+        name, module.TASK,
+        labels=tuple(names) if names and not new_head else None, label_ids=tuple(ids) if ids and not new_head else None,
+        license=meta.get("license"), provenance={**meta.get("provenance", {}), "file": path.name},
+    )  # fmt: skip
     return bind(network.eval(), card)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One way to see a file as the weights of a network: a published format, a layout of the file, a Config."""
+
+    format: str
+    layout: Layout
+    config: Any
+    match: Match
+
+    @property
+    def faults(self) -> int:
+        found = self.match
+        return len(found.unmatched) + len(found.missing) + len(found.extra) + len(found.misshapen)
 
 
 def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, changes: dict[str, Any]) -> Model:
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(f"{path}: no such weights file")
-    meta = read_meta(path) if path.suffix == ".safetensors" else {}
-    if meta and "model" in meta:
-        if meta["model"] != name:
-            raise WeightsError(f"{path}: holds {meta['model']}, not {name}")
-        return _load_saved(path, fresh, changes)
+    meta = _own(path)
+    if meta is not None:
+        if meta.get("model") != name:
+            raise WeightsError(f"{path}: holds {meta.get('model')}, not {name}")
+        return _load_saved(path, meta, fresh, changes)
     stem, _, tag = zoo.split(name)
     if tag is not None:
         raise UsageError(f"load({name!r}, file): a tag names published weights to fetch; with a file use {name.split(':')[0]!r}")
-    module, content = zoo.paper(stem), read(path)
+    module = zoo.paper(stem)
     if row is not None and row.classes is not None:
-        changes.setdefault("classes", row.classes)
-    config = zoo.config_of(name, changes)
-    formats: Mapping[str, Names] = module.FORMATS
-    chosen, found = _format(
-        name, config, formats if row is None else {row.format: formats[row.format]}, content.tensors, fresh, module
-    )
-    if "classes" not in changes and fresh is None and (count := _head(found)) is not None:
-        _refuse_head(name, path, count)
-    network = zoo.build(name, config)
+        changes = {"classes": row.classes, **changes}
+    fit = _best_fit(name, zoo.config_of(name, changes), path, row, fresh, asked="classes" in changes)
+    network, content = zoo.build(name, fit.config), read(path, fit.layout)
     load_into(
-        network, content.tensors, formats[chosen], fresh=fresh, classes=changes.get("classes"), file=str(path),
+        network, content.state, module.FORMATS[fit.format], fresh=fresh, classes=changes.get("classes"), file=str(path),
         positions=getattr(module, "POSITIONS", None), ignore=getattr(module, "IGNORE", None),
     )  # fmt: skip
-    prepare = row.prepare if row is not None else _prepare_of(module, name, chosen)
-    if prepare is not None:
-        cast(Any, network).prepare = _resized(prepare, config, changes)
-    table = row.labels if row is not None else _labels_of(module, name, chosen)
-    names = labels(table) if table is not None and "classes" not in changes else None
+    published = row if row is not None else _first_row(module, name, fit.format)
+    if published is not None:
+        cast(Any, network).prepare = _resized(published.prepare, changes)
+    same_head = (
+        published is not None
+        and published.labels is not None
+        and fit.config == zoo.config_of(name, _with(published.classes, changes))
+    )
+    names = (
+        labels(published.labels) if published is not None and published.labels is not None and same_head and fresh is None else None
+    )
     card = Card(
-        name, module.TASK, labels=names, label_ids=tuple(range(len(names))) if names else None,
+        name, module.TASK, labels=names, label_ids=None if names is None else tuple(range(len(names))),
         license=None if row is None else row.license,
-        provenance={"file": path.name, "format": chosen, "container": content.container, "url": None if row is None else row.url},
+        provenance={"file": path.name, "format": fit.format, "layout": str(fit.layout), "url": None if row is None else row.url},
     )  # fmt: skip
     return bind(network.eval(), card)
 
 
-def _head(found: Match) -> int | None:
-    """The file's class count if the only thing wrong is the width of a head."""
-    if found.unmatched or found.missing or found.extra or not found.misshapen:
-        return None
-    return found.misshapen[0][1][0] if found.misshapen[0][1] else None
+def _with(classes: int | None, changes: dict[str, Any]) -> dict[str, Any]:
+    return changes if classes is None else {**changes, "classes": classes}
 
 
-def _refuse_head(name: str, path: Path, count: int) -> None:
-    raise WeightsError(
-        f"{path}: matches {name} except for a head of another size ({count}); load it with classes= set to the file's classes"
-    )
-
-
-def _format(
-    name: str, config: Any, formats: Mapping[str, Names], tensors: Mapping[str, Tensor], fresh: str | None, module: Any
-) -> tuple[str, Match]:
-    """The published format whose rename table fits the file best, and how it fits."""
-    network = zoo.meta(name, config)
-    positions, ignore = getattr(module, "POSITIONS", None), getattr(module, "IGNORE", None)
-    best: tuple[int, str, Match] | None = None
-    for key, table in formats.items():
-        found = match(network, _as_meta(tensors), table, fresh=fresh, positions=positions, ignore=ignore)
-        faults = len(found.unmatched) + len(found.missing) + len(found.extra) + len(found.misshapen)
-        if best is None or faults < best[0]:
-            best = faults, key, found
-        if faults == 0:
-            break
-    if best is None:
+def _best_fit(name: str, config: Any, path: Path, row: Weights | None, fresh: str | None, asked: bool) -> _Fit:
+    """The format, layout and, unless `asked` for a number of classes, the head that fit the file best."""
+    module, formats = zoo.paper(zoo.split(name)[0]), cast(Mapping[str, Names], zoo.paper(zoo.split(name)[0]).FORMATS)
+    chosen = formats if row is None else {row.format: formats[row.format]}
+    if not chosen:
         raise WeightsError(f"{name}: no published format is known; only files written by opticus can be loaded")
-    return best[1], best[2]
+    views = layouts(path)
+    fits = [_fit(module, name, config, key, chosen[key], view, fresh) for view in views for key in chosen]
+    best = min(fits, key=lambda fit: fit.faults)
+    if best.faults == 0 or asked or fresh is not None or not best.match.misshapen or not hasattr(config, "classes"):
+        return best
+    rows = best.match.misshapen[0][1][0] if best.match.misshapen[0][1] else 0
+    others = [replace(config, classes=count) for count in (rows, rows - 1) if count > 0]
+    fits = [_fit(module, name, other, best.format, formats[best.format], best.layout, None) for other in others]
+    return min([best, *fits], key=lambda fit: fit.faults)
 
 
-def _as_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.to("meta") for key, tensor in tensors.items()}
+def _fit(module: Any, name: str, config: Any, key: str, table: Names, layout: Layout, fresh: str | None) -> _Fit:
+    tensors = {k: torch.empty(shape, device="meta") for k, shape in layout.shapes.items()}
+    positions, ignore = getattr(module, "POSITIONS", None), getattr(module, "IGNORE", None)
+    found = match(zoo.meta(name, config), tensors, table, fresh=fresh, positions=positions, ignore=ignore)
+    return _Fit(key, layout, config, found)
 
 
 def _first_row(module: Any, name: str, chosen: str) -> Weights | None:
@@ -249,18 +272,7 @@ def _first_row(module: Any, name: str, chosen: str) -> Weights | None:
     return rows[0] if rows else None
 
 
-def _prepare_of(module: Any, name: str, chosen: str) -> Prepare | None:
-    """The preprocessing of the published file of this variant and format, if a row names it."""
-    row = _first_row(module, name, chosen)
-    return None if row is None else row.prepare
-
-
-def _labels_of(module: Any, name: str, chosen: str) -> str | None:
-    row = _first_row(module, name, chosen)
-    return None if row is None else row.labels
-
-
-def _resized(prepare: Prepare, config: Any, changes: Mapping[str, Any]) -> Prepare:
+def _resized(prepare: Prepare, changes: Mapping[str, Any]) -> Prepare:
     """Another input size asked for by `size=` also changes how pictures are prepared."""
     if "size" not in changes or not isinstance(changes["size"], int):
         return prepare

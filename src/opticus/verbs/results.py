@@ -50,7 +50,7 @@ class Prediction:
         result = self.result
         if isinstance(result, Instances) and result.scores is not None and threshold > 0:
             result = result[result.scores >= threshold]
-        return draw(self.picture, result, self.names)
+        return draw(self.picture, result, self.names or ())
 
     def save(self, path: str | Path) -> Path:
         """Write the plot as a picture file; returns its path."""

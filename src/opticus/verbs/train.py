@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -38,6 +38,14 @@ RECIPE_FIELDS = {field.name for field in dataclasses.fields(Recipe)} - {
     "loop",
     "note",
 }
+
+
+class Splits(NamedTuple):
+    """The opened data: what is learned from, what chooses the best weights, what is reported."""
+
+    train: Source
+    val: Source | None
+    test: Source | None
 
 
 @dataclass
@@ -76,7 +84,8 @@ def train(
 ) -> RunResult:
     """Train `model` (a name or an object) on `data` (a name, path, data set or iterable of Sample) into the folder `out`.
 
-    `recipe` is a Recipe or makes one for a model's name and its data (the public verb passes the paper's default); `overrides` change its fields (`epochs=5`, `batch=32`, `lr=1e-3`,
+    `recipe` is a Recipe or makes one for a model's name and its data (the public verb passes the paper's default); `overrides`
+    change its fields (`epochs=5`, `batch=32`, `lr=1e-3`,
     `transforms=...`, `options={...}` for the objective) or the model's Config (`classes=`, `backbone=`). `resume=True` goes on in
     `out`, `resume="runs/x"` takes everything from that folder. `on_bad` is "raise" or "quarantine".
 
@@ -89,8 +98,8 @@ def train(
     if model is None or data is None:
         raise UsageError("train needs a model and data, such as train('centernet/tiny', data='scenes')")
     opened = _open(data, split, on_bad, quarantine)
-    network, name = _network(model, opened["train"], overrides)
-    recipe = _recipe(recipe, name, data, opened["train"], overrides)
+    network, name = _network(model, opened.train, overrides)
+    recipe = _recipe(recipe, name, data, opened.train, overrides)
     card: Card = cast(Any, network).card
     folder = Path(out) if out is not None else Path("runs") / card.task / name.replace("/", "-")
     _check_folder(folder, resuming)
@@ -105,28 +114,26 @@ def train(
     return _run(job, network, opened, test, quiet)
 
 
-def _run(job: Job, network: Model, opened: Mapping[str, Source | None], test: bool, quiet: bool) -> RunResult:
+def _run(job: Job, network: Model, opened: Splits, test: bool, quiet: bool) -> RunResult:
     start = time.perf_counter()
     outcome = (job.recipe.loop or loop)(job)
     best = job.out / "weights" / "best.safetensors"
     model = load(best if best.is_file() else job.out / "weights" / "last.safetensors", quiet=True)
     result = RunResult(job.out, model, outcome)
-    final = opened["test"] or opened["val"]
+    final = opened.test or opened.val
     if test and final is not None:
-        name = "test" if opened["test"] is not None else "val"
+        name = "test" if opened.test is not None else "val"
         result.evaluation = score(model, final, name, batch=job.recipe.batch, quiet=quiet, keep=64)
         seconds = time.perf_counter() - start
         report_of(job.out, model, result.evaluation, final, job.recipe, seconds=seconds, steps=outcome.steps)
     return result
 
 
-def _job(
-    recipe: Recipe, objective: Objective, network: Model, opened: Mapping[str, Source | None], out: Path, resume: bool, quiet: bool
-) -> Job:
-    data = cast(Source, opened["train"])
+def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, out: Path, resume: bool, quiet: bool) -> Job:
+    data = opened.train
     plan = Plan(recipe.seed, recipe.batch, recipe.accumulate, recipe.workers)
     draw = functools.partial(_batches, data, recipe, network, plan)
-    validation = opened["val"]
+    validation = opened.val
     evaluate = None
     if validation is not None:
         evaluate = functools.partial(_validate, cast(Any, network).card, validation, recipe)
@@ -146,19 +153,19 @@ def _validate(card: Card, data: Source, recipe: Recipe, network: nn.Module) -> d
     return score(bound, data, "val", batch=recipe.batch, precision="fp32").values
 
 
-def _open(data: Any, split: tuple[str, str, str], on_bad: str, quarantine: str | Path | None) -> dict[str, Source | None]:
+def _open(data: Any, split: tuple[str, str, str], on_bad: str, quarantine: str | Path | None) -> Splits:
     if on_bad not in ("raise", "quarantine"):
         raise UnknownNameError("on_bad", on_bad, ("raise", "quarantine"))
     options: dict[str, Any] = {"on_bad": on_bad, "quarantine": quarantine}
     if hasattr(data, "target_of"):
-        return {"train": data, "val": None, "test": None}
+        return Splits(data, None, None)
     first = open_data(data, split[0], **options)
     others = {name: open_data(data, name, **options) if name in first.splits and name != split[0] else None for name in split[1:]}
     skipped = getattr(first, "quarantined", None)
     if skipped:
         reasons = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:3])
         print(f"opticus: {len(skipped)} records left out as bad ({reasons}{' ...' if len(skipped) > 3 else ''})", file=sys.stderr)  # noqa: T201
-    return {"train": first, "val": others[split[1]], "test": others[split[2]]}
+    return Splits(first, others[split[1]], others[split[2]])
 
 
 def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) -> tuple[Model, str]:

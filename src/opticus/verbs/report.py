@@ -1,0 +1,127 @@
+"""The pages and passports of a run: where metrics, plots and the run folder meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from opticus.metrics.classify import Accuracy
+from opticus.metrics.detect import CocoDetection
+from opticus.metrics.mistakes import confusion, describe, worst
+from opticus.metrics.passport import Passport
+from opticus.plot.figures import read_curves
+from opticus.plot.report import Pair, write_report
+from opticus.structures import DataError, Dataset, Instances, Result
+from opticus.train.recipe import Recipe, to_json
+from opticus.verbs.evaluate import Evaluation, infer, label_map, relabel
+from opticus.verbs.models import Card
+
+PAIRS, MISTAKES = 12, 12
+SCORE = 0.3
+
+
+def keep_passport(folder: Path, done: Evaluation) -> Path:
+    """Write passport.json (and the per-sample arrays that `compare` resamples) of an evaluation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Passport.of(done.metric, done.protocol).write(folder)
+
+
+def report_of(
+    out: Path,
+    model: nn.Module,
+    done: Evaluation,
+    data: Dataset,
+    recipe: Recipe | None,
+    *,
+    seconds: float | None = None,
+    steps: int | None = None,
+    beside: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write passport.json and report.html of a finished run; `beside` are rows of other systems for the summary table."""
+    keep_passport(out, done)
+    card: Card = cast(Any, model).card
+    row: dict[str, Any] = {"system": card.name, **_short(done.values), "parameters": sum(p.numel() for p in model.parameters())}
+    if seconds is not None:
+        row["training"] = f"{seconds / 60:.1f} min" + ("" if steps is None else f", {steps} steps")
+    summary = [row, *beside]
+    metric = done.metric
+    detects = isinstance(metric, CocoDetection)
+    found = {id: data_index for data_index in range(len(data)) if (id := data.id_of(data_index)) in done.results}
+    pairs = [_pair(data, index, done.results[id], id) for id, index in list(found.items())[:PAIRS]]
+    split = str(done.protocol.get("split", "test"))
+    lines = [f"{card.name} on {len(metric)} pictures of the {split} split, metric {done.protocol.get('metric')}", *notes]
+    curves_file = out / "results.csv"
+    return write_report(
+        out / "report.html",
+        title=f"{card.name}: {done.headline} {done.values[done.headline]:.3f}",
+        names=metric.names,
+        summary=summary,
+        curves=read_curves(curves_file) if curves_file.is_file() else None,
+        per_class=metric.per_class(),
+        pr=metric.curves() if detects else None,
+        confusion=confusion(metric, score=SCORE) if isinstance(metric, CocoDetection) else metric.confusion(),
+        pairs=pairs,
+        mistakes=_mistakes(model, data, metric),
+        notes=lines,
+        args=_json(out / "args.json") or (None if recipe is None else to_json(recipe)),
+        env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
+        threshold=SCORE,
+    )
+
+
+def rewrite(folder: Path) -> Path:
+    """Score the best weights of a finished run again and write its report anew. Raises DataError if its data has no name."""
+    from opticus.data.open import open_data
+    from opticus.verbs.evaluate import score
+    from opticus.verbs.models import load
+
+    arguments = _json(folder / "args.json")
+    if arguments is None:
+        raise DataError(f"{folder}: not a run folder, it has no args.json")
+    if arguments.get("data") is None:
+        raise DataError(f"{folder}: was trained on data without a name; write its report where it was trained")
+    model = load(folder)
+    first = open_data(arguments["data"], arguments["split"][0], on_bad="quarantine")
+    name = next((s for s in arguments["split"][:0:-1] if s in first.splits), arguments["split"][0])
+    data = open_data(arguments["data"], name, on_bad="quarantine")
+    done = score(model, data, name, quiet=False, keep=PAIRS)
+    return report_of(folder, model, done, data, None)
+
+
+def _short(values: Mapping[str, float]) -> dict[str, float]:
+    wanted = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5", "balanced")
+    return {name: round(values[name], 4) for name in wanted if name in values}
+
+
+def _pair(data: Dataset, index: int, result: Result, caption: str, focus: tuple[float, ...] | None = None) -> Pair:
+    sample = data[index]
+    return Pair(sample.picture, sample.target, result, caption, focus)
+
+
+def _mistakes(model: nn.Module, data: Dataset, metric: Accuracy | CocoDetection) -> list[Pair]:
+    """The worst mistakes, looked at once more."""
+    where = {data.id_of(i): i for i in range(len(data))}
+    places = label_map(cast(Any, model).card, data.names)
+    pairs: list[Pair] = []
+    if isinstance(metric, CocoDetection):
+        rows = [(one.id, describe(one, metric.names), one.box) for one in worst(metric, MISTAKES, score=SCORE)]
+    else:
+        names = metric.names
+        rows = [
+            (w.id, f"{w.id}: {names[w.truth]} taken for {names[w.predicted]} ({w.score:.2f})", None) for w in metric.worst(MISTAKES)
+        ]
+    for id, caption, box in rows:
+        if id in where:
+            result = relabel(infer(model, [data[where[id]].picture])[0], places)
+            pairs.append(_pair(data, where[id], result, caption, box if isinstance(result, Instances) else None))
+    return pairs
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
