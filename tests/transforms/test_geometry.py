@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opticus.structures import Classes, Instances, LabelMap, Panoptic, Picture, Sample, Several, Text, Trajectory, UsageError
+from opticus.ops.masks import decode, encode
+from opticus.structures import RLE, Classes, Instances, LabelMap, Panoptic, Picture, Sample, Several, Text, Trajectory, UsageError
 from opticus.transforms.chain import apply, described
 from opticus.transforms.draw import draw_for
 from opticus.transforms.geometry import Affine, CenterCrop, Crop, Flip, Pad, RandomCrop, RandomResizedCrop, Resize
@@ -196,6 +197,15 @@ def test_a_mirrored_left_wrist_is_a_right_wrist():
     assert out.target.keypoints.tolist() == [[[5, 4, 1], [18, 3, 2], [11, 9, 2]]]
     with pytest.raises(UsageError, match="cannot swap keypoints 0 and 3"):
         Flip(1.0, swap=((0, 3),))(sample, draw_for(0, 0, 0))
+
+
+@pytest.mark.parametrize("transform", GEOMETRIC, ids=repr)
+def test_run_length_masks_move_like_tensors(transform):
+    for count in (0, 4):
+        plain, coded = scene(count=count, seed=2), scene(count=count, seed=2)
+        coded.target.masks = encode(coded.target.masks)
+        a, b = (transform(sample, draw_for(0, 0, 9)).target.masks for sample in (plain, coded))
+        assert isinstance(b, RLE) and torch.equal(a, decode(b))
 
 
 def test_crops_clip_drop_and_rescale():

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from opticus.ops.masks import decode, encode
 from opticus.structures import (
     RLE,
     Classes,
@@ -133,10 +134,6 @@ def warped_masks(masks: Tensor | RLE, matrix: Tensor, size: tuple[int, int]) -> 
     """Masks (N, H, W) bool or RLE through `matrix`, nearest; the encoding stays what it was."""
     if isinstance(masks, Tensor):
         return warp_nearest(masks, matrix, size, 0)
-    if len(masks) == 0:
-        return RLE((), size)
-    from opticus.ops.masks import decode, encode
-
     return encode(warp_nearest(decode(masks), matrix, size, 0))
 
 
@@ -172,8 +169,9 @@ def joined(parts: Sequence[Instances], size: tuple[int, int]) -> Instances:
             continue
         if lacking:
             raise UsageError(f"cannot mix samples of which {len(values) - lacking} have {name} and {lacking} have none")
-        if isinstance(values[0], RLE):
-            setattr(joint, name, RLE(tuple(c for v in values for c in v.counts), size))
+        if any(isinstance(v, RLE) for v in values):
+            codes = [v if isinstance(v, RLE) else encode(v) for v in values]
+            setattr(joint, name, RLE(tuple(c for code in codes for c in code.counts), size))
         else:
             setattr(joint, name, torch.cat(values))
     return joint
