@@ -105,7 +105,7 @@ def fold_scale(
 # --- convolution -------------------------------------------------------------------------------------------------------
 
 
-def pack_conv(weight: Float[Tensor, "O I kh kw"], window: Window, shape: Sequence[int]) -> Tensor:
+def pack_conv(weight: Float[Tensor, "O J kh kw"], window: Window, shape: Sequence[int]) -> Tensor:
     """The weight in the layout oneDNN prefers for an input of `shape` (B, C, H, W); another shape may be slower, never wrong."""
     return torch.ops.mkldnn._reorder_convolution_weight(
         weight, list(window.padding), list(window.stride), list(window.dilation), window.groups, list(shape)
@@ -135,7 +135,7 @@ def conv_fused(
 
 def conv_eager(
     x: Float[Tensor, "B I H W"],
-    weight: Float[Tensor, "O I kh kw"],
+    weight: Float[Tensor, "O J kh kw"],
     bias: Float[Tensor, " O"] | None,
     window: Window,
     *,
