@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from opticus.data import archive, cifar, coco, folder, mnist, voc, yolo
+from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
-from opticus.structures import DataError, Sample, UsageError
+from opticus.data.splits import canonical
+from opticus.data.subset import Samples, Subset
+from opticus.structures import DataError, Sample, UnknownNameError, UsageError, nearest
 
 OnBad = Literal["raise", "quarantine", "keep"]
 EMBEDDED = ("digits", "scenes")
-_ALIASES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
 
 
 class Format(NamedTuple):
@@ -23,6 +29,17 @@ class Format(NamedTuple):
     read: Callable[[Path, str], Source]
 
 
+# Tried in this order; the folder of pictures comes last because it matches most.
+FORMATS = (
+    Format("coco", "a COCO JSON, annotations/*.json or */_annotations.coco.json", coco.matches, coco.read),
+    Format("voc", "Annotations/*.xml (Pascal VOC)", voc.matches, voc.read),
+    Format("yolo", "data.yaml, or images/ beside labels/ (YOLO)", yolo.matches, yolo.read),
+    Format("cifar", "data_batch_* or train.bin (CIFAR)", cifar.matches, cifar.read),
+    Format("mnist", "*-images-idx3-ubyte[.gz] with labels (MNIST)", mnist.matches, mnist.read),
+    Format("folder", "<class>/*.jpg or <split>/<class>/*.jpg (folders of pictures)", folder.matches, folder.read),
+)
+
+
 def open_data(
     source: str | Path | Iterable[Sample],
     split: str = "train",
@@ -31,20 +48,95 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", a folder or file in a known format, or an iterable of `Sample`.
+    """The data set `source`: "digits", "scenes", a folder, file or archive in a known format, or an iterable of `Sample`.
 
     `split` is "train", "val" or "test" (with the usual aliases). Annotations are checked (boxes finite, non-empty and inside,
     categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first bad record, "quarantine" leaves bad
-    records out and lists them with their reasons in the result's `quarantined`, "keep" passes them on. `quarantine` is a CSV
-    written by the doctor whose records are left out. Further options go to embedded sets (`masks=True`). Raises DataError when
-    nothing matches.
+    records out, warns, and lists them with their reasons in the result's `quarantined`; "keep" passes them on. `quarantine` is a CSV
+    written by the doctor, whose records are left out. Options: `masks=True` adds instance masks to the targets of data that has
+    them; embedded sets take those of their class (`count`, `seed`, ...). Raises DataError when nothing matches.
     """
     if on_bad not in ("raise", "quarantine", "keep"):
         raise UsageError(f"on_bad must be 'raise', 'quarantine' or 'keep', found {on_bad!r}")
-    split = _ALIASES.get(split, split)
     if isinstance(source, str) and source in EMBEDDED:
-        return _embedded(source, split, options)
-    raise DataError(f"{source}: neither an embedded data set ({', '.join(EMBEDDED)}) nor a path that exists")
+        return _without(_embedded(source, canonical(split), options), _listed(quarantine, canonical(split)), 0)
+    if isinstance(source, (str, Path)):
+        data = _from_path(Path(source).expanduser(), split, str(source))
+        _apply(data, options)
+    else:
+        data = Samples(source, split, **options)
+    listed = _listed(quarantine, data.split)
+    if on_bad == "keep":
+        return _without(data, listed, 0)
+    findings = [finding for finding in check_cheap(data) if finding.record not in listed]
+    if on_bad == "raise":
+        refuse(data, findings)
+        return _without(data, listed, 0)
+    bad = {finding.record: f"{finding.kind}: {finding.detail}" for finding in findings if finding.severity == "error"}
+    return _without(data, {**bad, **listed}, sum(1 for record in bad if not record))
+
+
+def format_of(path: Path) -> Format:
+    """The format of the data at `path`, found by looking; DataError listing what was looked for when nothing matches."""
+    for kind in FORMATS:
+        if kind.matches(path):
+            return kind
+    what = "the folder is empty" if path.is_dir() and not any(path.iterdir()) else "no known format"
+    if path.is_file():
+        what = f"a single {path.suffix or 'nameless'} file is not a data set; give its folder"
+    looked = "; ".join(kind.looks_for for kind in FORMATS)
+    raise DataError(f"{path}: {what} (looked for: {looked})")
+
+
+def _from_path(path: Path, split: str, word: str) -> Source:
+    if not path.exists():
+        near = nearest(word, EMBEDDED)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"{word}: neither an embedded data set ({', '.join(EMBEDDED)}) nor a path that exists{hint}")
+    if path.is_file() and archive.is_archive(path):
+        path = archive.unpack(path)
+    try:
+        return format_of(path).read(path, split)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _apply(data: Source, options: dict[str, Any]) -> None:
+    for key, value in options.items():
+        if key != "masks":
+            raise UnknownNameError("data option", key, ["masks"])
+        if value and getattr(data, "read_masks", None) is None:
+            raise UsageError(f"masks=True: the data of split {data.split!r} has no instance masks")
+        setattr(data, key, value)
+
+
+def _listed(file: str | Path | None, split: str) -> dict[str, str]:
+    """Records of a quarantine CSV (columns split, record, kind, detail, ...) that concern `split`."""
+    if file is None:
+        return {}
+    path = Path(file)
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: the quarantine list cannot be read ({error})") from error
+    if rows and not {"split", "record", "kind"} <= set(rows[0]):
+        raise DataError(f"{path}: a quarantine list has the columns split, record and kind, found {', '.join(rows[0])}")
+    return {row["record"]: f"{row['kind']}: {row.get('detail', '')}" for row in rows if row["split"] in ("", split)}
+
+
+def _without(data: Source, bad: dict[str, str], general: int) -> Source:
+    """The data without the records in `bad`; a warning says how many and why, errors of no record in particular are refused."""
+    if general:
+        raise DataError(f"the data has an error that belongs to no single record: {bad['']}")
+    if not bad:
+        return data
+    keep = [i for i in range(len(data)) if data.id_of(i) not in bad]
+    left = len(data) - len(keep)
+    reasons = Counter(reason.partition(":")[0] for reason in bad.values()).most_common()
+    words = ", ".join(f"{count} x {kind}" for kind, count in reasons)
+    warnings.warn(f"{left} of {len(data)} records of split {data.split!r} are left out as bad ({words})", stacklevel=3)
+    return Subset(data, keep, bad)
 
 
 def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +34,18 @@ class Source(Dataset, Protocol):
 
 
 class Strings:
-    """An immutable list of strings in one block of bytes: a few bytes a string beyond its text."""
+    """A growing list of strings in one block of bytes: eight bytes a string beyond its text."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        blob = bytearray()
-        starts = [0]
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._blob = bytearray()
+        self._starts = array("q", [0])
         for text in texts:
-            blob += text.encode("utf-8", "surrogateescape")
-            starts.append(len(blob))
-        self._blob = bytes(blob)
-        self._starts = np.asarray(starts, np.int64)
+            self.append(text)
+
+    def append(self, text: str) -> None:
+        """Add a string at the end."""
+        self._blob += text.encode("utf-8", "surrogateescape")
+        self._starts.append(len(self._blob))
 
     def __len__(self) -> int:
         return len(self._starts) - 1

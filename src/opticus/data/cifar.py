@@ -1,0 +1,217 @@
+"""CIFAR-10 and CIFAR-100, binary and Python versions (format: cs.toronto.edu/~kriz/cifar.html).
+
+The Python batches are pickles. They are read by an unpickler that can build numbers, strings, lists, dictionaries and NumPy byte
+arrays, and refuses to name anything else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from opticus.data.arrays import ArrayPictures
+from opticus.data.splits import resolve
+from opticus.structures import DataError
+
+_PIXELS = 3 * 32 * 32
+NAMES10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_PICKLE_LIMIT = 1 << 30  # bytes of one batch file; CIFAR's largest is 155 MB
+_MEMO = 1 << 22  # entries of the pickle's memory; a batch has one for each of its labels at most
+
+
+class _Layout(NamedTuple):
+    root: Path
+    files: dict[str, list[Path]]
+    classes: int
+    binary: bool
+
+
+def matches(path: Path) -> bool:
+    """Whether the folder holds CIFAR batches (itself, or in the folder that the archive unpacks to)."""
+    return path.is_dir() and _layout(path) is not None
+
+
+def read(path: Path, split: str) -> ArrayPictures:
+    """The split "train" or "test" (for CIFAR-100 with its hundred fine labels)."""
+    found = _layout(path)
+    if found is None:
+        raise DataError(f"{path}: no CIFAR batches (data_batch_1, data_batch_1.bin, train or train.bin)")
+    name = resolve(split, found.files, str(path))
+    reader = read_binary if found.binary else read_python
+    parts = [reader(file, found.classes) for file in found.files[name]]
+    pixels = np.concatenate([part[0] for part in parts])
+    labels = np.concatenate([part[1] for part in parts])
+    names = _names(found)
+    return ArrayPictures(pixels, labels, names, split=name, splits=tuple(sorted(found.files)), where=str(found.files[name][0]))
+
+
+def _layout(path: Path) -> _Layout | None:
+    inner = ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar-100-python", "cifar-100-binary")
+    for root in (path, *(path / name for name in inner)):
+        for suffix in (".bin", ""):
+            ten = sorted(
+                file
+                for file in root.glob(f"data_batch_*{suffix}")
+                if re.fullmatch(rf"data_batch_\d+{re.escape(suffix)}", file.name)
+            )
+            if ten:
+                files = {"train": ten, "val": [root / f"val_batch{suffix}"], "test": [root / f"test_batch{suffix}"]}
+                return _Layout(root, _existing(files), 10, suffix == ".bin")
+            if (root / f"train{suffix}").is_file() and (suffix or (root / "meta").is_file()):
+                files = {"train": [root / f"train{suffix}"], "val": [root / f"val{suffix}"], "test": [root / f"test{suffix}"]}
+                return _Layout(root, _existing(files), 100, suffix == ".bin")
+    return None
+
+
+def _existing(files: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    return {name: paths for name, paths in files.items() if all(path.is_file() for path in paths)}
+
+
+def read_binary(file: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """(N, 32, 32, 3) pixels and labels of one binary batch: per record the label (coarse and fine for 100 classes) and planes."""
+    width = _PIXELS + (2 if classes == 100 else 1)
+    data = np.fromfile(file, np.uint8)
+    if not len(data) or len(data) % width:
+        raise DataError(f"{file}: expected a multiple of {width} bytes, found {len(data)}")
+    table = data.reshape(-1, width)
+    return _pictures(table[:, -_PIXELS:]), table[:, width - _PIXELS - 1].astype(np.int64)
+
+
+def read_python(file: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """(N, 32, 32, 3) pixels and labels of one pickled batch."""
+    batch = restricted_load(file)
+    key = b"fine_labels" if classes == 100 else b"labels"
+    values = {(k.encode() if isinstance(k, str) else k): v for k, v in batch.items()} if isinstance(batch, dict) else {}
+    data, labels = values.get(b"data"), values.get(key)
+    if not isinstance(data, np.ndarray) or not isinstance(labels, list):
+        raise DataError(f"{file}: expected a dictionary with 'data' and {key.decode()!r}, found {sorted(map(str, values))}")
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
+        raise DataError(f"{file}: expected data of shape (N, {_PIXELS}) in bytes, found {data.shape} of {data.dtype}")
+    if not all(isinstance(label, int) for label in labels):
+        raise DataError(f"{file}: expected whole numbers as labels")
+    return _pictures(data), np.asarray(labels, np.int64)
+
+
+def _pictures(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _names(found: _Layout) -> tuple[str, ...]:
+    meta = "fine_label_names.txt" if found.classes == 100 else "batches.meta.txt"
+    if found.binary and (found.root / meta).is_file():
+        words = [line.strip() for line in (found.root / meta).read_text("utf-8").splitlines() if line.strip()]
+        return tuple(words)
+    file = found.root / ("meta" if found.classes == 100 else "batches.meta")
+    if not found.binary and file.is_file():
+        table = restricted_load(file)
+        key = "fine_label_names" if found.classes == 100 else "label_names"
+        words = table.get(key, table.get(key.encode())) if isinstance(table, dict) else None
+        if not isinstance(words, list):
+            raise DataError(f"{file}: expected a list {key!r}")
+        return tuple(word.decode() if isinstance(word, bytes) else str(word) for word in words)
+    return NAMES10 if found.classes == 10 else tuple(str(i) for i in range(100))
+
+
+def restricted_load(file: Path) -> Any:
+    """Unpickle plain containers, strings, numbers and NumPy arrays of numbers; DataError for anything else, executing nothing."""
+    if file.stat().st_size > _PICKLE_LIMIT:
+        raise DataError(f"{file}: {file.stat().st_size} bytes, more than a CIFAR batch can have")
+    try:
+        data = file.read_bytes()
+        for code, value, _ in pickletools.genops(data):
+            if code.name in ("PUT", "LONG_BINPUT") and (not isinstance(value, int) or value > _MEMO):
+                raise DataError("the pickle asks for a memory of its own size; refused")
+        return _real(_Restricted(io.BytesIO(data), encoding="bytes").load())
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+    except Exception as error:  # a hostile or broken pickle fails in any way it likes
+        raise DataError(f"{file}: not a readable CIFAR batch ({type(error).__name__}: {error})") from error
+
+
+class _Array:
+    """Stands for a NumPy array while it is unpickled; `result` builds the real one from checked parts."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array = np.zeros(0, np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, data = state
+        if not isinstance(kind, _Kind) or not isinstance(data, bytes):
+            raise DataError("an array that is not made of plain numbers")
+        self.array = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+class _Kind:
+    """Stands for a NumPy dtype; numbers only."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        text = name.decode("latin-1") if isinstance(name, bytes) else str(name)
+        if not re.fullmatch(r"[<>|=]?[buif][1248]", text):
+            raise DataError(f"an array of type {text!r}, expected plain numbers")
+        self.dtype = np.dtype(text)
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] in (">", b">"):
+            self.dtype = self.dtype.newbyteorder(">")
+
+
+class _Maker:
+    """A function that a pickle may call but not change (pickles can set attributes of what they name)."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *words: Any) -> Any:
+        return self.function(*words)
+
+    def __setstate__(self, state: Any) -> None:
+        raise DataError("the pickle changes a function; refused")
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str):
+        raise DataError("bytes that are not written as text")
+    return text.encode("latin1" if encoding in ("latin1", b"latin1") else "ascii")
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Maker(lambda *_: _Array()),
+    ("numpy._core.multiarray", "_reconstruct"): _Maker(lambda *_: _Array()),
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Kind,
+    ("_codecs", "encode"): _Maker(_encode),
+}
+
+
+class _Restricted(pickle.Unpickler):
+    """An unpickler whose only callables are the five above."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _ALLOWED.get((module, name))
+        if found is None:
+            raise DataError(f"the pickle asks for {module}.{name}, which a CIFAR batch never needs; refused")
+        return found
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise DataError("the pickle refers to an outside object; refused")
+
+
+def _real(value: Any) -> Any:
+    """The object with stand-ins replaced by arrays, one level deep (deeper, shared containers could be made to explode)."""
+    if isinstance(value, _Array):
+        return value.array
+    if isinstance(value, dict):
+        if not all(isinstance(key, (str, bytes)) for key in value):
+            raise DataError("a dictionary whose keys are not words")
+        return {key: inner.array if isinstance(inner, _Array) else inner for key, inner in value.items()}
+    return value
