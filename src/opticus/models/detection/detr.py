@@ -303,7 +303,7 @@ def _match(
             query.append(pairs.queries)
             labels.append(t.labels[pairs.objects])
             wanted.append(t.boxes[pairs.objects])
-    return torch.cat(image), torch.cat(query), Objects(torch.cat(labels), torch.cat(wanted))
+    return torch.cat(image), torch.cat(query), Objects(torch.cat(wanted), torch.cat(labels))
 
 
 def _truth(batch: Batch, images: Images, out: Answers) -> list[Objects]:
