@@ -171,10 +171,11 @@ def _npy(path: Path, info: zipfile.ZipInfo, member: IO[bytes]) -> Held:
     try:
         fields = ast.literal_eval(member.read(length).decode("latin-1"))
         shape, dtype = tuple(int(n) for n in fields["shape"]), str(fields["descr"])
-        itemsize = int(dtype[2:])
+        numeric = dtype[1:2] in "fiub" or dtype[1:] == "V2"  # V2 is how bfloat16 is written
+        itemsize = int(dtype[2:]) if numeric else 0
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise WeightsError(f"{where} has a corrupt header or holds no numbers ({error})") from error
-    if dtype[1] not in "fiub" and dtype[1:] != "V2":  # V2 is how bfloat16 is written
+    if not numeric:
         raise WeightsError(f"{where} has type {dtype!r}, which is not numeric; objects can run code and are not read")
     expected = math.prod(shape) * itemsize
     if min(shape, default=0) < 0 or info.file_size != 8 + width + length + expected:

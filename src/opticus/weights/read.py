@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -227,11 +228,13 @@ def _load_pth(path: Path, mapped: bool, names: tuple[str, ...]) -> Mapping[Any, 
     if release < OLDEST_TORCH:
         raise WeightsError(f"{path}: .pth files are read with torch >= 2.10 only (safe loading), this is {torch.__version__}")
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+            warnings.simplefilter("ignore")  # about pickle protocols, ahead of the error that says it
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        foreign = [name for name in names if not name.startswith(("torch.", "collections.OrderedDict"))]
-        what = f"it refers to {', '.join(foreign[:3])}" if foreign else str(error).splitlines()[0]
+        foreign = [name for name in names if not name.startswith(("torch.", "collections.OrderedDict", "argparse.", "numpy."))]
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().split("\n")[0] or "it is corrupt"
+        what = f"it refers to {', '.join(foreign[:3])}" if foreign else f"safe loading says: {reason}"
         raise WeightsError(f"{path}: holds more than tensors ({what}); refused, and nothing in it was executed") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
