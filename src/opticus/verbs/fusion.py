@@ -264,12 +264,11 @@ def fuse_graph(graph: fx.GraphModule, dtype_of: Callable[[nn.Module], torch.dtyp
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     count = 0
+    read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}  # used as they are
     for node in list(graph.graph.nodes):
-        if (
-            node.op == "call_module"
-            and _calls(graph, node) == 1
-            and (new := begin(modules[str(node.target)], dtype_of)) is not None
-        ):
+        if node.op != "call_module" or str(node.target) in read or _calls(graph, node) != 1:
+            continue
+        if (new := begin(modules[str(node.target)], dtype_of)) is not None:
             _absorb(graph, node, new, modules)
             count += 1
     _overwrite(graph)
