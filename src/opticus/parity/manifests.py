@@ -156,8 +156,13 @@ def manifests_of(record: Mapping[str, Any]) -> Iterator[Manifest]:
     """The manifests inside one parity record."""
     for form, variants in record["manifests"].items():
         for variant, entry in variants.items():
-            bare = entry.get("bare", entry["sha256"])
+            bare = entry.get("bare") or _bare(entry)
             yield Manifest(record["paper"], variant, form, entry["count"], entry["sha256"], bare, entry["keys"])
+
+
+def _bare(entry: Mapping[str, Any]) -> str:
+    """The hash without batch counters of an entry that records none of its own."""
+    return digest(weights_only(unfold(entry["keys"]))) if "num_batches_tracked" in json.dumps(entry["keys"]) else entry["sha256"]
 
 
 @functools.cache

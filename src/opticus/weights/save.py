@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,19 @@ from opticus.weights.header import read_header
 from opticus.weights.identify import OURS
 from opticus.weights.read import SHARED
 
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
 
 def save(network: nn.Module | Mapping[str, Tensor], path: str | Path, *, meta: Mapping[str, Any]) -> Path:
     """Write a network's state (or a state) with its `meta` to a safetensors file and return its path.
@@ -25,8 +39,6 @@ def save(network: nn.Module | Mapping[str, Tensor], path: str | Path, *, meta: M
     tensors are stored once. The file appears whole or not at all (temporary name, fsync, rename), with the metadata inside, so
     that the two cannot be parted. Raises WeightsError if the disk is full or the folder cannot be written.
     """
-    from safetensors.torch import save as encode
-
     path = Path(path)
     state = network.state_dict() if isinstance(network, nn.Module) else network
     stored, aliases = _untied(state)
@@ -36,8 +48,27 @@ def save(network: nn.Module | Mapping[str, Tensor], path: str | Path, *, meta: M
         raise WeightsError(f"{path}: the metadata cannot be written as JSON ({error})") from error
     if aliases:
         metadata[SHARED] = json.dumps(aliases, sort_keys=True)
-    write_atomically(path, encode(stored, metadata={"format": "pt", **metadata}))
+    write_atomically(path, *_encoded(stored, {"format": "pt", **metadata}))
     return path
+
+
+def _encoded(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The parts of a safetensors file. Written here because equal contents must give equal bytes: the library shuffles metadata."""
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    order = sorted(state, key=lambda key: (-state[key].element_size(), key))  # wide types first, so that all are aligned
+    offset = 0
+    for key in order:
+        tensor = state[key]
+        if tensor.dtype not in _DTYPES:
+            raise WeightsError(f"{key} has type {tensor.dtype}, which safetensors does not have")
+        end = offset + tensor.numel() * tensor.element_size()
+        entries[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    yield struct.pack("<Q", len(header)) + header
+    for key in order:
+        yield state[key].reshape(-1).view(torch.uint8).numpy().data if state[key].numel() else b""
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -51,7 +82,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: its opticus metadata is corrupt ({error})") from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file under a temporary name beside it, flush it to the disk, and rename it. WeightsError if that fails."""
     temporary: Path | None = None
     try:
@@ -59,7 +90,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
