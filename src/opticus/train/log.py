@@ -75,17 +75,11 @@ class Bar:
             smoothing=0.05,
         )
 
-    def step(self, loss: float | None, rate: float, note: str = "") -> None:
-        """Advance by one step; `rate` in images per second."""
+    def step(self, loss: float, rate: float, figures: Mapping[str, str]) -> None:
+        """Advance by one step; `rate` in images per second, `figures` are shown as they are."""
         if not self.bar.disable:
-            shown = {} if loss is None else {"loss": f"{loss:.3f}"}
-            self.bar.set_postfix({**shown, "images/s": f"{rate:.0f}", **({"": note} if note else {})}, refresh=False)
+            self.bar.set_postfix({"loss": f"{loss:.3f}", "images/s": f"{rate:.0f}", **figures}, refresh=False)
         self.bar.update(1)
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        if not self.bar.disable:
-            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

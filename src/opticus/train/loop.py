@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import signal
 import time
 from collections.abc import Generator
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +23,6 @@ from opticus.train import optim, state
 from opticus.train.log import Bar, Log
 from opticus.train.recipe import Job, Outcome
 from opticus.weights.save import save
-
-PHASE_SEEDS = 64  # a step's phases and processes get distinct seeds
 
 
 def loop(job: Job) -> Outcome:
@@ -92,7 +92,7 @@ class Run:
         self.step += 1
         self.seen += sum(len(batch) for batch in batches) * self.world
         loss = sum(terms.values())
-        self.bar.step(loss, self.seen / (time.perf_counter() - self.started), self.note())
+        self.bar.step(loss, self.seen / (time.perf_counter() - self.started), self.last_figure())
         if self.step % self.recipe.log_every == 0 or self.step == self.job.steps:
             self._write({f"train/{name}": value for name, value in terms.items()} | {"train/loss": loss})
 
@@ -142,7 +142,12 @@ class Run:
             parameter.requires_grad_(True)
 
     def _seed(self, phase: int) -> None:
-        torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * PHASE_SEEDS + phase * 8191 + self.rank * 131_071)
+        """Every generator that a method may draw from becomes a function of (seed, step, phase, process)."""
+        key = np.random.SeedSequence([self.recipe.seed & 0xFFFF_FFFF, self.step, phase, self.rank])
+        first, second = (int(word) for word in key.generate_state(2, np.uint64))
+        torch.manual_seed(first)
+        random.seed(second)
+        np.random.seed(second & 0xFFFF_FFFF)
 
     def at(self, phase: str = "all") -> Progress:
         """Where the run is."""
@@ -154,8 +159,10 @@ class Run:
 
     def due_evaluation(self) -> bool:
         """Whether an evaluation follows the step that was just made."""
-        every = self.recipe.evaluate_every or max(self.job.steps_per_epoch, 1)
-        return self.job.evaluate is not None and (self.step % every == 0 or self.step == self.job.steps)
+        every = self.recipe.evaluate_every
+        if self.job.evaluate is None or every == 0:
+            return False
+        return self.step == self.job.steps or self.step % (every or max(self.job.steps_per_epoch, 1)) == 0
 
     def evaluated(self) -> nn.Module:
         """The network that is evaluated and saved: the average where there is one."""
@@ -182,9 +189,9 @@ class Run:
         if self.recipe.patience is not None and self.waited >= self.recipe.patience:
             self.stopped = "patience"
 
-    def note(self) -> str:
+    def last_figure(self) -> dict[str, str]:
         """The last validation figure, for the bar."""
-        return f"{self.job.metric} {self.values[self.job.metric]:.3f}" if self.job.metric in self.values else ""
+        return {self.job.metric: f"{self.values[self.job.metric]:.3f}"} if self.job.metric in self.values else {}
 
     # --- keeping --------------------------------------------------------------------------------------------------------
 

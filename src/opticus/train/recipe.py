@@ -75,7 +75,7 @@ class Recipe:
     seed: int = 0
     workers: int = 0
     patience: int | None = None  # evaluations without improvement before stopping
-    evaluate_every: int | None = None  # optimiser steps; None = once an epoch
+    evaluate_every: int | None = None  # optimiser steps; None = once an epoch, 0 = never
     save_every: int = 500  # optimiser steps between states
     log_every: int = 20
     device: str = "auto"
