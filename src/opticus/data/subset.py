@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from opticus.data.records import Boxes, Source, digest
 from opticus.structures import Classes, DataError, Instances, LabelMap, Panoptic, Sample, Target, Task
@@ -54,7 +58,6 @@ class Subset:
 class Samples:
     """Samples held in memory, from any Python iterable; ids that are missing become the sample's number."""
 
-    boxes: Boxes | None = None
     splits: tuple[str, ...] = ("train",)
 
     def __init__(self, samples: Iterable[Any], split: str = "train", names: Seq[str] | None = None) -> None:
@@ -69,6 +72,7 @@ class Samples:
             raise DataError(f"the data has {len(names)} class names but a label {highest}")
         self.names: tuple[str, ...] = tuple(names) if names is not None else tuple(str(i) for i in range(highest + 1))
         self.label_ids: tuple[int, ...] = tuple(range(len(self.names)))
+        self.boxes, self.sizes = _flat([sample.target for sample in self.samples])
         self.hash: str = digest("samples", *(part for i in range(len(self.samples)) for part in self._content(i)))
 
     def __len__(self) -> int:
@@ -95,9 +99,33 @@ class Samples:
 
     def _content(self, index: int) -> tuple[bytes, ...]:
         sample = self.samples[index]
-        image = sample.inputs.get("image")
-        pixels = sample.picture.pixels.contiguous().numpy().tobytes() if image is not None else b""
-        return pixels, repr(sample.target).encode()
+        inputs = [part for name in sorted(sample.inputs) for part in (name.encode(), _bytes_of(sample.inputs[name]))]
+        return (sample.id.encode(), repr(sample.weight).encode(), *inputs, _bytes_of(sample.target))
+
+
+def _bytes_of(value: Any) -> bytes:
+    """The content of inputs and targets: tensors byte by byte, dataclasses field by field, the rest by its text."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        return f"{plain.dtype} {tuple(plain.shape)}".encode() + plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    if is_dataclass(value):
+        return b"".join(f.name.encode() + b"=" + _bytes_of(getattr(value, f.name)) + b";" for f in fields(value))
+    if isinstance(value, Mapping):
+        return b"".join(f"{key!r}:".encode() + _bytes_of(inner) + b"," for key, inner in value.items())
+    return repr(value).encode()
+
+
+def _flat(targets: list[Target | None]) -> tuple[Boxes | None, npt.NDArray[np.int32]]:
+    """The boxes of all samples in flat arrays, for the vectorised checks, and the frames' sizes; None without any boxes."""
+    found = [target if isinstance(target, Instances) else None for target in targets]
+    if not any(found_one is not None for found_one in found):
+        return None, np.zeros((0, 2), np.int32)
+    sizes = np.asarray([(0, 0) if target is None else target.size for target in found], np.int32)
+    starts = np.concatenate([[0], np.cumsum([0 if target is None else len(target) for target in found])])
+    held = [target for target in found if target is not None]
+    boxes = torch.cat([target.boxes.reshape(-1, 4) for target in held]).float().cpu().numpy()
+    labels = torch.cat([target.labels for target in held]).cpu().numpy().astype(np.int16)
+    return Boxes(starts.astype(np.int64), boxes, labels), sizes
 
 
 def _task_of(targets: list[Target | None]) -> Task:
