@@ -36,7 +36,7 @@ def writable_folder() -> tuple[Path, str | None]:
         return wanted, None
     owner = os.getuid() if hasattr(os, "getuid") else 0
     fallback = Path(tempfile.gettempdir()) / f"opticus-{owner}" / "weights"
-    if not _writable(fallback) or not _mine(fallback.parent):
+    if not _mine(fallback.parent) or not _writable(fallback):
         raise WeightsError(f"{wanted}: the cache folder cannot be written, nor can {fallback}; set {HOME} to a folder that can")
     return fallback, f"{wanted} cannot be written, so downloads go to {fallback}; set {HOME} to choose another folder"
 
@@ -51,10 +51,14 @@ def _writable(folder: Path) -> bool:
 
 
 def _mine(folder: Path) -> bool:
-    """Another user of this machine must not be able to put files where weights are looked for."""
+    """Create a private folder; another user of this machine must not be able to put files where weights are looked for."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return False
     if not hasattr(os, "getuid"):
         return True
-    status = folder.lstat()
     return status.st_uid == os.getuid() and not folder.is_symlink() and not status.st_mode & 0o022
 
 

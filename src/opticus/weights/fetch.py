@@ -49,10 +49,10 @@ def fetch(url: str, digest: str | None = None, *, folder: Path | None = None, te
         raise UsageError(f"{url}: the digest {digest!r} is not a sha256 in hexadecimal, nor 8 or more digits of one")
     _check_address(url)
     if folder is None:
+        if (cached := _in_cache(url, digest)) is not None:
+            return cached
         folder, notice = writable_folder()
         if notice:
-            if (cached := _in_read_only_cache(url, digest)) is not None:
-                return cached
             say(notice)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +85,8 @@ def fetch(url: str, digest: str | None = None, *, folder: Path | None = None, te
     return target
 
 
-def _in_read_only_cache(url: str, digest: str | None) -> Path | None:
-    """A file that somebody else put into a cache which this user may only read, if its digest is right."""
+def _in_cache(url: str, digest: str | None) -> Path | None:
+    """The cached file if its digest is right, also in a cache that this user may only read."""
     target = cache_folder() / file_name(url)
     if not target.is_file():
         return None
