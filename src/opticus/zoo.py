@@ -112,7 +112,7 @@ def _changed(name: str, config: Any, changes: dict[str, Any]) -> Any:
     for key, value in changes.items():
         if key not in hints:
             raise UnknownNameError(f"setting of {name}", key, hints)
-        if hints[key] is Part and isinstance(value, str):
+        if Part in (hints[key], *get_args(hints[key])) and isinstance(value, str):
             value = _part(name, getattr(config, key), value)
         changes[key] = _typed(name, key, value, hints[key])
     return dataclasses.replace(config, **changes)

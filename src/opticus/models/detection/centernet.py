@@ -26,7 +26,7 @@ from opticus.losses.focal import penalty_reduced_focal
 from opticus.losses.supervised import Supervised
 from opticus.matching.heatmaps import peaks, point_targets
 from opticus.ops.boxes import clip, map_boxes
-from opticus.structures import Backbone, Batch, CapabilityError, Images, Instances, Part, Prepare, Result, Task, Weights
+from opticus.structures import Backbone, Batch, CapabilityError, Images, Instances, Part, Prepare, Result, Task, UsageError, Weights
 from opticus.weights.names import Names, keep, rename
 
 TASK: Task = "detect"
@@ -133,6 +133,9 @@ class CenterNet(nn.Module):
         self.prepare = SMALL if backbone is None else PREPARE
         self.backbone: Backbone | None = backbone
         if backbone is None:
+            if len(config.widths) < 2 or len(config.depths) != len(config.widths) - 1:
+                found = f"widths={config.widths}, depths={config.depths}"
+                raise UsageError(f"centernet without a backbone: expected widths and one depth fewer than widths, found {found}")
             self.neck: nn.Module = Pyramid(config.widths, config.depths, config.neck)
         elif backbone.strides[-1] == 8 * STRIDE:
             self.neck = Deconvolutions(backbone.widths[-1], config.neck)
