@@ -1,0 +1,1 @@
+"""Systems without a network: what the learned ones are compared with."""
