@@ -96,7 +96,7 @@ def boxes_of_masks(masks: Shaped[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
     return torch.stack([sides[0], sides[2], sides[1], sides[3]], 1).float()
 
 
-def encode_polygons(polygons: Sequence[Sequence[Sequence[float]]], size: tuple[int, int]) -> RLE:
+def encode_polygons(polygons: Sequence[Sequence[Sequence[float | int]]], size: tuple[int, int]) -> RLE:
     """One mask per object: the union of its polygons [x1, y1, x2, y2, ...] in pixels, by COCO's rasterisation rule.
 
     DataError for a polygon of fewer than three points or an odd number of coordinates.
@@ -114,7 +114,7 @@ def encode_polygons(polygons: Sequence[Sequence[Sequence[float]]], size: tuple[i
     return RLE(tuple(counts), size)
 
 
-def polygons_to_masks(polygons: Sequence[Sequence[Sequence[float]]], size: tuple[int, int]) -> Bool[Tensor, "N H W"]:
+def polygons_to_masks(polygons: Sequence[Sequence[Sequence[float | int]]], size: tuple[int, int]) -> Bool[Tensor, "N H W"]:
     """`encode_polygons`, decoded."""
     return decode(encode_polygons(polygons, size))
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-Box = Sequence[float]
+Number = Any  # a Python float, or a NumPy scalar for arithmetic of another precision
+Box = Sequence[Number]
 
 
-def area(box: Box) -> float:
+def area(box: Box) -> Number:
     """Square pixels; 0 where a side is not positive."""
     return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
 
 
-def iou(a: Box, b: Box) -> float:
+def iou(a: Box, b: Box) -> Number:
     """Intersection over union; 0 where either has no area."""
     if area(a) == 0 or area(b) == 0:
         return 0.0
