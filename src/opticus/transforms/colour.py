@@ -75,20 +75,26 @@ def planes_of(pixels: Tensor) -> Tensor:
 def pixels_of(planes: Tensor, like: Tensor) -> Tensor:
     """(H, W, C) uint8 pixels shaped as `like` from planes (C, H*W), which are overwritten: rounded and clamped."""
     height, width, channels = like.shape
-    # by way of int32, as float32 -> uint8 is not vectorised
-    whole = planes.add_(0.5).clamp_(0, 255).to(torch.int32).to(torch.uint8)
+    # by way of int16, as float32 -> uint8 is not vectorised
+    whole = planes.add_(0.5).clamp_(0, 255).to(torch.int16).to(torch.uint8)
     return interleaved(whole.view(channels, height, width))
 
 
 def jittered(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """All steps as one affine map of colour space, applied to (H, W, C) uint8 pixels."""
-    planes = planes_of(pixels)
+    return pixels_of(_mapped(planes_of(pixels), steps), pixels)
+
+
+def _mapped(planes: Tensor, steps: list[tuple[str, float]]) -> Tensor:
+    """Planes (C, N) through the one affine map that `steps` amount to, not clamped; `planes` may be overwritten."""
     mean = planes.mean(1).double().numpy() if any(name == "contrast" for name, _ in steps) else np.zeros(len(planes))
     gain, bias = colour_matrix(steps, np.broadcast_to(mean, 3))
     if len(planes) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
-        return pixels_of(planes.mul_(float(gain[0].sum())).add_(float(bias[0])), pixels)
+        return planes.mul_(float(gain[0].sum())).add_(float(bias[0]))
+    if all(name == "brightness" for name, _ in steps):
+        return planes.mul_(float(gain[0, 0]))
     map = torch.from_numpy(np.column_stack((bias, gain)).astype(np.float32))
-    return pixels_of(torch.addmm(map[:, :1], map[:, 1:], planes), pixels)
+    return torch.addmm(map[:, :1], map[:, 1:], planes)
 
 
 def colour_matrix(steps: list[tuple[str, float]], mean: Floats) -> tuple[Floats, Floats]:
@@ -117,21 +123,18 @@ def _hue_matrix(turns: float) -> Floats:
 def jittered_stepwise(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """The steps one after the other on (H, W, C) uint8 pixels, clamped to [0, 255] after each; hue in HSV."""
     planes = planes_of(pixels)
-    grey = torch.tensor([LUMINANCE]) if len(planes) == 3 else torch.ones(1, 1)
+    waiting: list[tuple[str, float]] = []
     for name, amount in steps:
-        if name == "brightness":
-            planes.mul_(amount)
-        elif name == "contrast":
-            level = float(grey @ planes.mean(1))
-            planes.mul_(amount).add_((1 - amount) * level)
-        elif len(planes) == 3 and name == "saturation":
-            level = grey @ planes
-            planes.mul_(amount).add_(level, alpha=1 - amount)
-        elif len(planes) == 3:
+        if name != "hue":
+            waiting.append((name, amount))
+            if amount <= 1:  # a step towards black or grey stays in range: it needs no clamp and joins the next one's map
+                continue
+        if waiting:
+            planes = _mapped(planes, waiting).clamp_(0, 255)
+            waiting = []
+        if name == "hue" and len(planes) == 3:
             hue_shifted(planes, amount)
-            continue  # a hue shift stays in range
-        planes.clamp_(0, 255)
-    return pixels_of(planes, pixels)
+    return pixels_of(_mapped(planes, waiting) if waiting else planes, pixels)
 
 
 def hue_shifted(planes: Tensor, turns: float) -> Tensor:

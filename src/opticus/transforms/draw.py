@@ -37,7 +37,7 @@ class Draw:
 
     def integer(self, low: int, high: int) -> int:
         """One whole number of low..high-1."""
-        return int(self.rng.integers(low, high))
+        return low + int(float(self.rng.random()) * (high - low))
 
 
 def draw_for(seed: int, epoch: int, index: int, another: Callable[[np.random.Generator], Sample] | None = None) -> Draw:

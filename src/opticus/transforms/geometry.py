@@ -116,8 +116,8 @@ class RandomResizedCrop:
         top, left, height, width = self.window(sample.size, draw)
 
         def move(pixels: Tensor) -> Tensor:
-            part = pixels[top : top + height, left : left + width].contiguous()
-            return resize(part, self.size, self.interpolation, self.antialias)
+            part = pixels[top : top + height, left : left + width]
+            return resize(part, self.size, self.interpolation, self.antialias).contiguous()
 
         scale_x, scale_y = self.size[1] / width, self.size[0] / height
         return moved_sample(sample, matrix_of(scale_x, scale_y, -left * scale_x, -top * scale_y), self.size, move, self.keep)

@@ -59,12 +59,13 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: Interpolation =
         # in whole numbers: torch's "nearest-exact" works in float32 and errs where a centre falls on a pixel's edge
         rows, columns = ((2 * torch.arange(new) + 1) * old // (2 * new) for old, new in zip(pixels.shape[:2], size))
         return pixels[rows[:, None], columns]
-    planes = pixels.permute(2, 0, 1)[None]
+    planes = pixels[None].permute(0, 3, 1, 2)  # in this order torch sees "channels last" and takes its fast path
     height, width = int(pixels.shape[0]), int(pixels.shape[1])
     if antialias and size[0] < height and size[1] > width:
         # each pass rounds and clamps: like Pillow shrink first, while torch always goes across, then down
         planes = F.interpolate(planes, size=(size[0], width), mode=interpolation, antialias=True, align_corners=False)
-    return interleaved(F.interpolate(planes, size=size, mode=interpolation, antialias=antialias, align_corners=False)[0])
+    out = F.interpolate(planes, size=size, mode=interpolation, antialias=antialias, align_corners=False)
+    return out[0].permute(1, 2, 0).contiguous()
 
 
 def interleaved(planes: Tensor) -> Tensor:
