@@ -1,0 +1,100 @@
+"""What the generic suite runs on: every paper file, found by looking at the folder; nothing is listed here by name."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from opticus import zoo
+from opticus.parity.fill import picture
+from opticus.parity.manifests import read
+from opticus.structures import Batch, Classes, Images, Instances, Objective, Picture, Prepare, Progress, Target
+from opticus.transforms.prepare import prepare
+
+PAPERS = tuple(zoo.paper_files())
+
+
+@functools.cache
+def record(paper: str) -> dict[str, Any]:
+    return read(paper)
+
+
+@functools.cache
+def on_meta(name: str) -> nn.Module:
+    """The variant on the meta device; do not change it."""
+    return zoo.meta(name)
+
+
+@functools.cache
+def smallest(paper: str) -> str:
+    """The variant that the tests can afford to train: "tiny" if there is one, else the one with the fewest parameters."""
+    variants = zoo.paper(paper).VARIANTS
+    if "tiny" in variants:
+        return f"{paper}/tiny"
+    return min((f"{paper}/{v}" for v in variants), key=lambda name: sum(p.numel() for p in on_meta(name).parameters()))
+
+
+def new(name: str, **changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return zoo.create(name, **changes)
+
+
+def rule_of(network: nn.Module) -> Prepare:
+    return cast(Prepare, cast(Any, network).prepare)
+
+
+def side_of(network: nn.Module) -> int:
+    """Side of a square picture that the network's own rule neither shrinks nor enlarges."""
+    rule = rule_of(network)
+    if rule.resize == "none":
+        return 96
+    return rule.crop[0] if rule.crop is not None else rule.size[0]
+
+
+def scenes(count: int, side: int, task: str, classes: int, channels: int) -> tuple[list[Picture], list[Target]]:
+    """Pictures with one or two bright rectangles on a dark ramp, and the targets that `task` needs; deterministic."""
+    pictures: list[Picture] = []
+    targets: list[Target] = []
+    for i in range(count):
+        ground = torch.from_numpy(picture(side, side, i, channels)).to(torch.int64) // 4
+        boxes, labels = [], []
+        for j in range(2 - i % 2 if task == "detect" else 1):
+            label = (3 * i + 5 * j) % classes
+            width, height = side * (3 + i % 3) // 10, side * (4 - j) // 10
+            left, top = side * (1 + (i + 4 * j) % 5) // 10, side * (1 + 4 * j + i % 2) // 10
+            colour = torch.tensor([80 + (37 * label) % 176, 80 + (71 * label) % 176, 80 + (113 * label) % 176])[:channels]
+            ground[top : top + height, left : left + width] = colour
+            boxes.append([left, top, left + width, top + height])
+            labels.append(label)
+        pictures.append(Picture(ground.clamp(0, 255).to(torch.uint8)))
+        if task == "detect":
+            targets.append(Instances(torch.tensor(boxes).float(), torch.tensor(labels), (side, side)))
+        else:
+            targets.append(Classes(torch.tensor(labels)))
+    return pictures, targets
+
+
+def batch_for(network: nn.Module, task: str, count: int) -> Batch:
+    """A batch in the network's own preparation whose pictures need no resampling, so that targets are in input pixels."""
+    rule = rule_of(network)
+    classes = int(cast(Any, network).config.classes)
+    side = side_of(network)
+    pictures, targets = scenes(count, side, task, classes, rule.channels)
+    images = prepare(pictures, rule)
+    return Batch(images, tuple(targets), tuple(f"scene {i}" for i in range(count)))
+
+
+def images_of(batch: Batch) -> Images:
+    assert batch.images is not None
+    return batch.images
+
+
+def at(step: int, steps: int) -> Progress:
+    return Progress(step, 0, steps, 1)
+
+
+def objective_of(paper: str, network: nn.Module) -> Objective:
+    return zoo.paper(paper).objective(network)
