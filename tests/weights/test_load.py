@@ -132,6 +132,14 @@ def test_match_maps_a_manifest_on_the_meta_device() -> None:
     assert match(meta(5), shapes).misshapen == (("head.weight", (3, 4), (5, 4)), ("head.bias", (3,), (5,)))
 
 
+def test_a_table_that_contradicts_itself_matches_nothing() -> None:
+    state = network().state_dict()
+    names = Names(rename(r"(.*)\.(weight|bias)", r"\1.weight"), keep(".*"))
+    assert not match(network(), state, names).exact
+    with pytest.raises(WeightsError, match=r"10 unmatched .*'body\.0\.weight' and 'body\.0\.bias' are both renamed"):
+        load_into(network(), state, names)
+
+
 def test_dropped_keys_are_reported() -> None:
     state = {**network().state_dict(), "aux.weight": torch.ones(2)}
     names = Names(drop(r"aux\..*"), keep(".*"))

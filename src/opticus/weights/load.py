@@ -55,9 +55,15 @@ def match(
     positions: Mapping[str, int] | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Match:
-    """Compare a state with a network, on any device including meta, without changing either. Arguments as in `load_into`."""
+    """Compare a state with a network, on any device including meta, without changing either. Arguments as in `load_into`.
+
+    A table that contradicts itself on this state (two keys for one name, an operation that does not fit a shape) matches nothing.
+    """
     ours = network.state_dict(keep_vars=True)
-    renamed = names.apply(state)
+    try:
+        renamed = names.apply(state)
+    except WeightsError as error:
+        renamed = Renamed({}, {}, (str(error), *state), (), ())
     stays = _selected(fresh, ours, "fresh")
     values = {key: value for key, value in renamed.state.items() if key not in stays}
     resized = _resize(values, ours, positions or {}, grid)
