@@ -129,13 +129,13 @@ def test_suppression_is_greedy_on_ties_and_degenerate_boxes(rows, threshold, dty
 @pytest.mark.parametrize("classes", [1, 7])
 def test_suppression_of_many_clustered_boxes(scale, classes):
     """Enough boxes for several blocks of leaders and several stretches of the spatial order."""
-    low = torch.randint(0, 60, (3000, 2)).double() + torch.randint(0, 3, (3000, 2)) * 100
-    boxes = torch.cat([low, low + torch.randint(0, 30, (3000, 2))], 1)
-    scores, labels = torch.randint(0, 50, (3000,)) / 50, torch.randint(0, classes, (3000,))
+    low = torch.randint(0, 60, (1500, 2)).double() + torch.randint(0, 3, (1500, 2)) * 100
+    boxes = torch.cat([low, low + torch.randint(0, 30, (1500, 2))], 1)
+    scores, labels = torch.randint(0, 50, (1500,)) / 50, torch.randint(0, classes, (1500,))
     order = scores.sort(descending=True, stable=True).indices
     over = (I.iou(boxes[order], boxes[order]) > 0.4) & (labels[order][:, None] == labels[order])
-    alive = torch.ones(3000, dtype=torch.bool)
-    for i in range(3000):
+    alive = torch.ones(1500, dtype=torch.bool)
+    for i in range(1500):
         if alive[i]:
             alive[i + 1 :] &= ~over[i, i + 1 :]
     assert torch.equal(N.nms_per_class(boxes * scale, scores, labels, 0.4), order[alive])

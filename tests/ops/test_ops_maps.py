@@ -95,12 +95,13 @@ def test_resizing():
 
 
 def test_position_tables_as_timm_and_dino_resize_them():
-    timm = pytest.importorskip("timm.layers.pos_embed")
     table = torch.randn(1, 1 + 16, 8)
-    ours = resample.resize_positions(table, (4, 4), (6, 7))
-    torch.testing.assert_close(ours, timm.resample_abs_pos_embed(table, new_size=[6, 7], old_size=[4, 4]))
-    assert resample.resize_positions(table, (4, 4), (4, 4)) is table
     grid = table[:, 1:].reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
+    assert resample.resize_positions(table, (4, 4), (4, 4)) is table
+    for new in ((6, 7), (2, 3)):
+        timm = torch.nn.functional.interpolate(grid, new, mode="bicubic", antialias=True)
+        ours = resample.resize_positions(table, (4, 4), new)
+        torch.testing.assert_close(ours[:, 1:].reshape(1, *new, 8), timm.permute(0, 2, 3, 1))
     dino = torch.nn.functional.interpolate(grid, scale_factor=((6 + 0.1) / 4, (6 + 0.1) / 4), mode="bicubic")
     ours = resample.resize_positions(table, (4, 4), (6, 6), antialias=False, offset=0.1)
     torch.testing.assert_close(ours[:, 1:].reshape(1, 6, 6, 8), dino.permute(0, 2, 3, 1))

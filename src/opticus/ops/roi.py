@@ -43,7 +43,7 @@ def roi_align(
         pooled = _regular(rows, (height, width), start, bins, pictures, size, samples)
     else:
         pooled = _adaptive(rows, (height, width), start, bins, pictures, size)
-    return pooled.reshape(len(boxes), *size, channels).permute(0, 3, 1, 2)
+    return pooled.reshape(boxes.shape[0], *size, channels).permute(0, 3, 1, 2)
 
 
 def roi_pool(
@@ -73,7 +73,7 @@ def roi_pool(
         x_at = x[part][roi, column] + index % across
         place = (pictures[part][roi] * height + y_at) * width + x_at
         pooled.append(F.embedding_bag(place, rows, _offsets(counts[part].flatten()), mode="max"))
-    return torch.cat([rows[:0], *pooled]).reshape(len(boxes), *size, channels).permute(0, 3, 1, 2)
+    return torch.cat([rows[:0], *pooled]).reshape(boxes.shape[0], *size, channels).permute(0, 3, 1, 2)
 
 
 def _regular(
@@ -93,7 +93,7 @@ def _regular(
     y = (base[:, None] + places[0] * extent[1])[:, :, None, :, None]
     index = (y + places[1][:, None, :, None]).reshape(-1)
     weight = (weights[0] / samples**2)[:, :, None, :, None] * weights[1][:, None, :, None]
-    offsets = torch.arange(len(pictures) * size[0] * size[1], device=start.device) * (2 * samples) ** 2
+    offsets = torch.arange(pictures.shape[0] * size[0] * size[1], device=start.device) * (2 * samples) ** 2
     return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weight.reshape(-1).to(rows.dtype))
 
 
