@@ -10,6 +10,7 @@ from torch import nn
 
 from opticus.structures import WeightsError
 from opticus.weights import save as saving
+from opticus.weights.identify import identify_file
 from opticus.weights.labels import label_tables, labels
 from opticus.weights.load import load_into
 from opticus.weights.read import read
@@ -91,6 +92,24 @@ def test_what_cannot_be_saved_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not written by opticus"):
         read_meta(tmp_path / "foreign.pth")
     assert not os.path.exists(tmp_path / "x")
+
+
+def test_corrupt_metadata_is_an_error(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    for metadata, function in (
+        ({"opticus": "{"}, read_meta),
+        ({"opticus": "[1]"}, read_meta),
+        ({"opticus": "{"}, identify_file),
+        ({"opticus.shared": "{"}, read),
+        ({"opticus.shared": '{"v": "gone"}'}, read),
+        ({"opticus.shared": '{"v": ["w"]}'}, read),
+        ({"opticus.shared": '{"w": "w"}'}, read),
+    ):
+        save_file({"w": torch.ones(2)}, path, metadata=metadata)
+        with pytest.raises(WeightsError, match=r"x\.safetensors: "):
+            function(path)
 
 
 def test_label_tables_have_their_published_lengths() -> None:

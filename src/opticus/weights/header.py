@@ -128,9 +128,11 @@ def _safetensors(path: Path, file: IO[bytes]) -> Header:
     if not isinstance(entries, dict):
         raise WeightsError(f"{path}: the safetensors header is corrupt (not an object)")
     table = cast(dict[str, Any], entries)
-    metadata = cast(dict[str, str], table.pop("__metadata__", None) or {})
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in cast(dict[str, Any], metadata).values()):
+        raise WeightsError(f"{path}: the safetensors header is corrupt (metadata that is not text)")
     tree = {key: _entry(path, key, entry, size - 8 - length) for key, entry in table.items()}
-    return Header("safetensors", tree, metadata)
+    return Header("safetensors", tree, cast(dict[str, str], metadata))
 
 
 def _entry(path: Path, key: str, entry: Any, available: int) -> Held:
@@ -222,6 +224,17 @@ def _header_of_pickle(path: Path, kind: str, found: tuple[Any, tuple[str, ...]])
         what = f"an object of {value.name}" if hasattr(value, "name") else f"a {type(value).__name__}"
         raise WeightsError(f"{path}: holds {what}, not a state dict; save module.state_dict() and load that")
     return Header(kind, cast(dict[Any, Any], value), {}, names)
+
+
+def own_metadata(path: Path, found: Header, key: str) -> dict[str, Any]:
+    """A JSON object that opticus keeps in a file's text metadata; {} where there is none, WeightsError if it is corrupt."""
+    try:
+        value = json.loads(found.metadata.get(key, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its metadata {key!r} is corrupt ({error})") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: its metadata {key!r} is corrupt (not an object)")
+    return cast(dict[str, Any], value)
 
 
 def tensors(tree: Mapping[Any, Any]) -> Iterator[tuple[str, Held]]:

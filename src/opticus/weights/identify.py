@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opticus.parity.manifests import Manifest, Shapes, all_manifests, digest, weights_only
+from opticus.weights.header import own_metadata
 from opticus.weights.read import Layout, file_header, layouts_of, resolve
 
 OURS = "opticus"  # the metadata key of files that opticus wrote, and the name of their format
@@ -60,7 +60,7 @@ def identify_file(path: str | Path, manifests: Iterable[Manifest] | None = None)
     views = layouts_of(path, found)
     size = path.stat().st_size
     if OURS in found.metadata:
-        meta: dict[str, Any] = json.loads(found.metadata[OURS])
+        meta = own_metadata(path, found, OURS)
         return Identity(path, meta.get("model"), OURS, True, views[0], found.kind, size, classes=meta.get("classes"), meta=meta)
     table = _table(known)
     for view in views:

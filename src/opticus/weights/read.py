@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opticus.structures import WeightsError
-from opticus.weights.header import Header, kind_of, read_header, tensors
+from opticus.weights.header import Header, kind_of, own_metadata, read_header, tensors
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -177,8 +177,10 @@ def read(path: str | Path, layout: Layout | None = None) -> File:
     }
     if not state:
         raise WeightsError(f"{path}: no tensor in {layout}")
-    if SHARED in found.metadata:
-        state |= {alias: state[key] for alias, key in json.loads(found.metadata[SHARED]).items()}
+    for alias, key in own_metadata(path, found, SHARED).items():
+        if alias in state or not isinstance(key, str) or key not in state:
+            raise WeightsError(f"{path}: says that {alias!r} is {key!r}, which does not fit its tensors")
+        state[alias] = state[key]
     return File(state, layout, found.kind, found.metadata)
 
 

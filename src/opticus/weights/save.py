@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opticus.structures import WeightsError
-from opticus.weights.header import read_header
+from opticus.weights.header import own_metadata, read_header
 from opticus.weights.identify import OURS
 from opticus.weights.read import SHARED
 
@@ -73,13 +73,10 @@ def _encoded(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterat
 
 def read_meta(path: str | Path) -> dict[str, Any]:
     """The `meta` of a file written by `save`; WeightsError if another programme wrote it."""
-    found = read_header(Path(path)).metadata
-    if OURS not in found:
+    found = read_header(Path(path))
+    if OURS not in found.metadata:
         raise WeightsError(f"{path}: not written by opticus (its header has no {OURS!r} metadata)")
-    try:
-        return json.loads(found[OURS])
-    except ValueError as error:
-        raise WeightsError(f"{path}: its opticus metadata is corrupt ({error})") from error
+    return own_metadata(Path(path), found, OURS)
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
