@@ -97,10 +97,11 @@ def test_the_fused_matrix_equals_the_steps_where_nothing_is_clamped(steps):
 
 
 def test_the_fused_hue_turns_keep_greys_and_luminance_and_add_up():
-    gain, bias = colour_matrix([("hue", 0.2)], np.zeros(3))
+    table = colour_matrix([("hue", 0.2)], [0.0])
+    gain, bias = table[:, :3], table[:, 3]
     assert np.allclose(gain @ [5, 5, 5], 5) and not bias.any() and np.allclose(np.array(GREY) @ gain, GREY)
-    assert np.allclose(gain @ gain, colour_matrix([("hue", 0.4)], np.zeros(3))[0])
-    red = colour_matrix([("hue", 1 / 3)], np.zeros(3))[0] @ [1, 0, 0]
+    assert np.allclose(gain @ gain, colour_matrix([("hue", 0.4)], [0.0])[:, :3])
+    red = colour_matrix([("hue", 1 / 3)], [0.0])[:, :3] @ [1, 0, 0]
     faithful = hue_shifted(torch.tensor([[255.0], [0], [0]]), 1 / 3).flatten()
     assert int(np.argmax(red)) == int(faithful.argmax()) == 1  # both turn red towards green
 

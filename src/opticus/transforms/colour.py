@@ -87,32 +87,33 @@ def jittered(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
 
 def _mapped(planes: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """Planes (C, N) through the one affine map that `steps` amount to, not clamped; `planes` may be overwritten."""
-    mean = planes.mean(1).double().numpy() if any(name == "contrast" for name, _ in steps) else np.zeros(len(planes))
-    gain, bias = colour_matrix(steps, np.broadcast_to(mean, 3))
-    if len(planes) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
-        return planes.mul_(float(gain[0].sum())).add_(float(bias[0]))
     if all(name == "brightness" for name, _ in steps):
-        return planes.mul_(float(gain[0, 0]))
-    map = torch.from_numpy(np.column_stack((bias, gain)).astype(np.float32))
-    return torch.addmm(map[:, :1], map[:, 1:], planes)
+        return planes.mul_(math.prod(amount for _, amount in steps))
+    mean = planes.mean(1).tolist() if any(name == "contrast" for name, _ in steps) else [0.0]
+    table = colour_matrix(steps, mean * 3 if len(planes) == 1 else mean)
+    if len(planes) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
+        return planes.mul_(float(table[0, :3].sum())).add_(float(table[0, 3]))
+    map = torch.from_numpy(table.astype(np.float32))
+    return torch.addmm(map[:, 3:], map[:, :3], planes)
 
 
-def colour_matrix(steps: list[tuple[str, float]], mean: Floats) -> tuple[Floats, Floats]:
-    """Gain (3, 3) and bias (3,), float64, of the steps in order; `mean` (3,) is the picture's mean colour before them.
+def colour_matrix(steps: list[tuple[str, float]], mean: list[float]) -> Floats:
+    """The steps in order as one matrix (3, 4) for colours (red, green, blue, 1); `mean` is the picture's mean colour before them.
 
     Contrast moves away from the mean luminance that the picture has at that step, which is linear in `mean`.
     """
-    gain, bias = np.eye(3), np.zeros(3)
+    table = np.eye(3, 4)
     for name, amount in steps:
-        if name == "brightness":
-            gain, bias = gain * amount, bias * amount
+        if name == "hue":
+            table = _hue_matrix(amount) @ table
+            continue
+        level = (1 - amount) * (_GREY @ table)  # (4,): the missing share of the luminance
+        table *= amount
+        if name == "saturation":
+            table += level
         elif name == "contrast":
-            level = _GREY @ (gain @ mean + bias)
-            gain, bias = gain * amount, bias * amount + (1 - amount) * level
-        else:
-            matrix = _hue_matrix(amount) if name == "hue" else amount * np.eye(3) + (1 - amount) * _GREY
-            gain, bias = matrix @ gain, matrix @ bias
-    return gain, bias
+            table[:, 3] += level[:3] @ mean + level[3]
+    return table
 
 
 def _hue_matrix(turns: float) -> Floats:
