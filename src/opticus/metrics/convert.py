@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from opticus.ops import masks
 from opticus.structures import RLE, Instances, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
@@ -44,25 +45,15 @@ def to_coco(instances: Instances, image_id: int | str, label_ids: Sequence[int] 
     return records
 
 
-def encoded(masks: Tensor | RLE) -> list[dict[str, Any]]:
+def encoded(coded: Tensor | RLE) -> list[dict[str, Any]]:
     """Masks as COCO's compressed RLE, {"size": [H, W], "counts": text}."""
-    import hotcoco
-
-    if isinstance(masks, RLE):
-        return [{"size": list(masks.size), "counts": counts.decode()} for counts in masks.counts]
-    planes = masks.cpu().numpy().astype(np.uint8)
-    runs = [hotcoco.mask.encode(np.asfortranarray(plane)) for plane in planes]
-    return [{"size": list(run["size"]), "counts": run["counts"].decode()} for run in runs]
+    codes = coded if isinstance(coded, RLE) else masks.encode(coded)
+    return [{"size": list(codes.size), "counts": counts.decode()} for counts in codes.counts]
 
 
-def decoded(masks: Tensor | RLE) -> npt.NDArray[np.bool_]:
+def decoded(coded: Tensor | RLE) -> npt.NDArray[np.bool_]:
     """Masks (N, H, W) bool."""
-    import hotcoco
-
-    if isinstance(masks, Tensor):
-        return masks.cpu().numpy() > 0
-    planes = [hotcoco.mask.decode({"size": list(masks.size), "counts": counts}) > 0 for counts in masks.counts]
-    return np.stack(planes) if planes else np.zeros((0, *masks.size), bool)
+    return (masks.decode(coded) if isinstance(coded, RLE) else coded).cpu().numpy() > 0
 
 
 def to_supervision(instances: Instances, names: Sequence[str] = ()) -> Detections:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from opticus.metrics.tables import RECALLS, THRESHOLDS, Matches, operating_point
+from opticus.ops import masks
 from opticus.structures import RLE, Instances, MetricError, Result, Target
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ LIMITS = (1, 10, 100)
 
 
 class Scored(NamedTuple):
-    """Truth and detections of one picture: boxes (N,4) xyxy pixels, labels (N,); masks are compressed RLE strings."""
+    """Truth and detections of one picture: boxes (N,4) xyxy pixels, labels (N,), areas in square pixels."""
 
     size: tuple[int, int]
     truth_boxes: Array
@@ -36,8 +37,8 @@ class Scored(NamedTuple):
     boxes: Array
     labels: Array
     scores: Array
-    truth_masks: tuple[bytes, ...] | None = None
-    masks: tuple[bytes, ...] | None = None
+    truth_masks: RLE | None = None
+    masks: RLE | None = None
 
 
 class CocoDetection:
@@ -93,12 +94,12 @@ class CocoDetection:
         if prediction.scores is None or not bool(torch.isfinite(prediction.scores).all()):
             raise MetricError(f"{id}: predictions need finite scores, found {prediction.scores}")
         truth_boxes, truth_labels = self._checked(target, id, "true")
-        masks = _runs(prediction, id) if self.masks else None
-        truth_masks = _runs(target, id) if self.masks else None
+        codes = _runs(prediction, id) if self.masks else None
+        truth_codes = _runs(target, id) if self.masks else None
         crowd = np.zeros(len(target), bool) if target.crowd is None else target.crowd.cpu().numpy().astype(bool)
-        areas = _areas(target, truth_boxes, truth_masks)
+        areas = _areas(target, truth_boxes, truth_codes)
         scores = prediction.scores.detach().cpu().double().numpy()
-        self._records[id] = Scored(target.size, truth_boxes, truth_labels, areas, crowd, boxes, labels, scores, truth_masks, masks)
+        self._records[id] = Scored(target.size, truth_boxes, truth_labels, areas, crowd, boxes, labels, scores, truth_codes, codes)
         self._done.clear()
 
     def _checked(self, instances: Instances, id: str, side: str) -> tuple[Array, Array]:
@@ -209,7 +210,7 @@ def _truth(coco: type[COCO], records: list[Scored], names: tuple[str, ...], kind
         ids=np.arange(1, len(boxes) + 1),
         area=np.concatenate([r.truth_areas for r in records]),
         iscrowd=np.concatenate([r.crowd for r in records]).astype(np.int64),
-        segmentation=[_rle(c, r.size) for r in records for c in r.truth_masks or ()] if kind == "segm" else None,
+        segmentation=[_rle(c, r.size) for r in records for c in _counts(r.truth_masks)] if kind == "segm" else None,
     )
 
 
@@ -218,7 +219,7 @@ def _detections(truth: COCO, records: list[Scored], kind: Kind) -> COCO:
         rows = [
             {"image_id": i + 1, "category_id": int(label) + 1, "score": float(score), "segmentation": _rle(counts, r.size)}
             for i, r in enumerate(records)
-            for label, score, counts in zip(r.labels, r.scores, r.masks or (), strict=True)
+            for label, score, counts in zip(r.labels, r.scores, _counts(r.masks), strict=True)
         ]
         return truth.load_res(rows if rows else np.zeros((0, 7)))
     image = np.repeat(np.arange(1, len(records) + 1), [len(r.labels) for r in records])
@@ -227,31 +228,30 @@ def _detections(truth: COCO, records: list[Scored], kind: Kind) -> COCO:
     return truth.load_res(np.column_stack([image, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels + 1]))
 
 
+def _counts(codes: RLE | None) -> tuple[bytes, ...]:
+    return () if codes is None else codes.counts
+
+
 def _rle(counts: bytes, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": list(size), "counts": counts}
 
 
-def _runs(instances: Instances, id: str) -> tuple[bytes, ...]:
-    import hotcoco
-
+def _runs(instances: Instances, id: str) -> RLE:
     if isinstance(instances.masks, RLE):
-        return instances.masks.counts
+        return instances.masks
     if instances.masks is None:
         if len(instances):
             raise MetricError(f"{id}: mask AP needs masks for all {len(instances)} instances, found None")
-        return ()
-    planes = instances.masks.cpu().numpy().astype(np.uint8)
-    return tuple(hotcoco.mask.encode(np.asfortranarray(plane))["counts"] for plane in planes)
+        return RLE((), instances.size)
+    return masks.encode(instances.masks)
 
 
-def _areas(target: Instances, boxes: Array, masks: tuple[bytes, ...] | None) -> Array:
+def _areas(target: Instances, boxes: Array, codes: RLE | None) -> Array:
     """The annotation's own areas; else the masks', else the boxes'."""
-    import hotcoco
-
     if target.areas is not None:
         return target.areas.cpu().double().numpy()
-    if masks:
-        return np.array(hotcoco.mask.area([_rle(counts, target.size) for counts in masks]), np.float64)
+    if codes is not None:
+        return masks.areas(codes).double().numpy()
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 

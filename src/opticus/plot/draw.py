@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from opticus.ops import masks
 from opticus.plot.colours import INK, PAPER, Colour, colour, font, ink_on
 from opticus.structures import RLE, Classes, Instances, LabelMap, Panoptic, Picture, Result, Text, UsageError
 
@@ -229,15 +230,9 @@ def _shared(a: tuple[float, float, float, float], b: tuple[float, float, float, 
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _planes(masks: Tensor | RLE) -> npt.NDArray[np.bool_]:
+def _planes(coded: Tensor | RLE) -> npt.NDArray[np.bool_]:
     """Masks (N, H, W) bool."""
-    if isinstance(masks, Tensor):
-        return masks.cpu().numpy() > 0
-    import hotcoco
-
-    height, width = masks.size
-    planes = [hotcoco.mask.decode({"size": [height, width], "counts": counts}) > 0 for counts in masks.counts]
-    return np.stack(planes) if planes else np.zeros((0, height, width), bool)
+    return (masks.decode(coded) if isinstance(coded, RLE) else coded).cpu().numpy() > 0
 
 
 def _with_masks(image: Image, planes: npt.NDArray[np.bool_], fills: Sequence[Colour], factor: int) -> Image:
