@@ -1,30 +1,24 @@
 """CIFAR-10 and CIFAR-100, binary and Python versions (format: cs.toronto.edu/~kriz/cifar.html).
 
-The Python batches are pickles. They are read by an unpickler that can build numbers, strings, lists, dictionaries and NumPy byte
-arrays, and refuses to name anything else.
+The Python batches are pickles; they are read by `pickles.read_pickle`, which executes nothing.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from opticus.data.arrays import ArrayPictures
+from opticus.data.pickles import read_pickle
 from opticus.data.splits import resolve
 from opticus.structures import DataError
 
 _PIXELS = 3 * 32 * 32
 NAMES10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_PICKLE_LIMIT = 1 << 30  # bytes of one batch file; CIFAR's largest is 155 MB
-_MEMO = 1 << 22  # entries of the pickle's memory; a batch has one for each of its labels at most
 
 
 class _Layout(NamedTuple):
@@ -87,7 +81,7 @@ def read_binary(file: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.ND
 
 def read_python(file: Path, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """(N, 32, 32, 3) pixels and labels of one pickled batch."""
-    batch = restricted_load(file)
+    batch = read_pickle(file)
     key = b"fine_labels" if classes == 100 else b"labels"
     values = {(k.encode() if isinstance(k, str) else k): v for k, v in batch.items()} if isinstance(batch, dict) else {}
     data, labels = values.get(b"data"), values.get(key)
@@ -111,107 +105,10 @@ def _names(found: _Layout) -> tuple[str, ...]:
         return tuple(words)
     file = found.root / ("meta" if found.classes == 100 else "batches.meta")
     if not found.binary and file.is_file():
-        table = restricted_load(file)
+        table = read_pickle(file)
         key = "fine_label_names" if found.classes == 100 else "label_names"
         words = table.get(key, table.get(key.encode())) if isinstance(table, dict) else None
         if not isinstance(words, list):
             raise DataError(f"{file}: expected a list {key!r}")
         return tuple(word.decode() if isinstance(word, bytes) else str(word) for word in words)
     return NAMES10 if found.classes == 10 else tuple(str(i) for i in range(100))
-
-
-def restricted_load(file: Path) -> Any:
-    """Unpickle plain containers, strings, numbers and NumPy arrays of numbers; DataError for anything else, executing nothing."""
-    if file.stat().st_size > _PICKLE_LIMIT:
-        raise DataError(f"{file}: {file.stat().st_size} bytes, more than a CIFAR batch can have")
-    try:
-        data = file.read_bytes()
-        for code, value, _ in pickletools.genops(data):
-            if code.name in ("PUT", "LONG_BINPUT") and (not isinstance(value, int) or value > _MEMO):
-                raise DataError("the pickle asks for a memory of its own size; refused")
-        return _real(_Restricted(io.BytesIO(data), encoding="bytes").load())
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from None
-    except Exception as error:  # a hostile or broken pickle fails in any way it likes
-        raise DataError(f"{file}: not a readable CIFAR batch ({type(error).__name__}: {error})") from error
-
-
-class _Array:
-    """Stands for a NumPy array while it is unpickled; `result` builds the real one from checked parts."""
-
-    def __init__(self, *_: Any) -> None:
-        self.array = np.zeros(0, np.uint8)
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, kind, fortran, data = state
-        if not isinstance(kind, _Kind) or not isinstance(data, bytes):
-            raise DataError("an array that is not made of plain numbers")
-        self.array = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if fortran else "C")
-
-
-class _Kind:
-    """Stands for a NumPy dtype; numbers only."""
-
-    def __init__(self, name: Any, *_: Any) -> None:
-        text = name.decode("latin-1") if isinstance(name, bytes) else str(name)
-        if not re.fullmatch(r"[<>|=]?[buif][1248]", text):
-            raise DataError(f"an array of type {text!r}, expected plain numbers")
-        self.dtype = np.dtype(text)
-
-    def __setstate__(self, state: Any) -> None:
-        if state[1] in (">", b">"):
-            self.dtype = self.dtype.newbyteorder(">")
-
-
-class _Maker:
-    """A function that a pickle may call but not change (pickles can set attributes of what they name)."""
-
-    __slots__ = ("function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, *words: Any) -> Any:
-        return self.function(*words)
-
-    def __setstate__(self, state: Any) -> None:
-        raise DataError("the pickle changes a function; refused")
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str):
-        raise DataError("bytes that are not written as text")
-    return text.encode("latin1" if encoding in ("latin1", b"latin1") else "ascii")
-
-
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Maker(lambda *_: _Array()),
-    ("numpy._core.multiarray", "_reconstruct"): _Maker(lambda *_: _Array()),
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Kind,
-    ("_codecs", "encode"): _Maker(_encode),
-}
-
-
-class _Restricted(pickle.Unpickler):
-    """An unpickler whose only callables are the five above."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get((module, name))
-        if found is None:
-            raise DataError(f"the pickle asks for {module}.{name}, which a CIFAR batch never needs; refused")
-        return found
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise DataError("the pickle refers to an outside object; refused")
-
-
-def _real(value: Any) -> Any:
-    """The object with stand-ins replaced by arrays, one level deep (deeper, shared containers could be made to explode)."""
-    if isinstance(value, _Array):
-        return value.array
-    if isinstance(value, dict):
-        if not all(isinstance(key, (str, bytes)) for key in value):
-            raise DataError("a dictionary whose keys are not words")
-        return {key: inner.array if isinstance(inner, _Array) else inner for key, inner in value.items()}
-    return value
