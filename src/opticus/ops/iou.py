@@ -86,14 +86,16 @@ def _upright(boxes: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    inter = sides[..., 0] * sides[..., 1]
+    # x and y apart: planes (N, M) are faster than pairs (N, M, 2)
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.unbind(-1), b.unbind(-1)
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    inter = width * (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     return inter, area(a) + area(b) - inter
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    positive = whole > 0
-    return torch.where(positive, part / torch.where(positive, whole, torch.ones_like(whole)), torch.zeros_like(whole))
+    """part / whole; every `part` here is 0 where its `whole` is, so dividing by 1 there gives the 0 that is wanted."""
+    return part / torch.where(whole > 0, whole, 1.0)
 
 
 def _hull(a: Tensor, b: Tensor) -> Tensor:
