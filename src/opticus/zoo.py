@@ -15,9 +15,8 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
+from opticus import models
 from opticus.structures import Backbone, Part, Task, UnknownNameError, UsageError, Weights
-
-MODELS = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,9 @@ class Entry:
 
 @functools.cache
 def paper_files() -> dict[str, Path]:
-    """Paper name (the file's stem) -> file, found by looking at the folder."""
-    return {
-        file.stem: file
-        for file in sorted(MODELS.glob("*/*.py"))
-        if not file.stem.startswith("_") and not file.stem.endswith("_weights")
-    }
+    """Paper name (the file's stem) -> file, found by looking at the folders on `opticus.models.__path__`."""
+    files = [file for folder in models.__path__ for file in sorted(Path(folder).glob("*/*.py"))]
+    return {file.stem: file for file in files if not file.stem.startswith("_") and not file.stem.endswith("_weights")}
 
 
 @functools.cache

@@ -100,7 +100,8 @@ class Run:
         optimiser = self.optimisers[phase]
         optim.apply_schedules(optimiser, self.recipe.schedules, at.fraction)
         self._freeze_all_but(phase)
-        optimiser.zero_grad(set_to_none=True)
+        for other in self.optimisers.values():  # no phase sees the gradients of another
+            other.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from opticus import zoo
 from opticus.data.open import open_data
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
@@ -24,12 +25,20 @@ AnyMetric = Accuracy | CocoDetection
 HEADLINE = {"classify": "top1", "detect": "AP"}
 
 
+def headline_of(card: Card) -> tuple[str, bool] | None:
+    """The figure that a system is chosen by and whether lower is better: the paper's own, else its task's; None if there is none."""
+    paper = zoo.paper(zoo.split(card.name)[0])
+    if hasattr(paper, "HEADLINE"):
+        return paper.HEADLINE, getattr(paper, "LOWER_IS_BETTER", False)
+    return (HEADLINE[card.task], False) if card.task in HEADLINE else None
+
+
 @dataclass
 class Evaluation:
     """The figures of one evaluation, the metric that made them (curves, tables, mistakes), and their protocol."""
 
     values: dict[str, float]
-    metric: AnyMetric
+    metric: AnyMetric | None
     protocol: dict[str, Any]
     headline: str
     results: dict[str, Result] = field(default_factory=dict[str, Result])
@@ -55,8 +64,6 @@ def evaluate(
     Labels are matched by name where the model knows its class names; a model and data set of unlike classes are refused.
     `limit` scores the first so many records only (the protocol says so). Raises DataError, UsageError or CapabilityError.
     """
-    if not hasattr(model, "results"):
-        raise CapabilityError(f"{type(model).__name__} has no results(): it cannot be evaluated")
     if batch < 1:
         raise UsageError(f"batch must be at least 1, found {batch}")
     dataset = data if _is_dataset(data) else open_data(cast(Any, data), split, on_bad=on_bad)
@@ -84,6 +91,12 @@ def score(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise DataError(f"the {split} split has no samples to evaluate on")
+    own = getattr(zoo.paper(zoo.split(card.name)[0]), "evaluate", None)
+    if own is not None:
+        values, protocol = own(model, dataset)
+        return Evaluation(values, None, {**protocol, "data": dataset.hash, "split": split}, cast(Any, headline_of(card))[0])
+    if not hasattr(model, "results"):
+        raise CapabilityError(f"{card.name} has no results(): it cannot be evaluated")
     metric, places = metric_for(card, dataset, split), label_map(card, dataset.names)
     indices = range(collectives.rank(), count, collectives.world_size())
     evaluation = Evaluation({}, metric, {}, HEADLINE[card.task])

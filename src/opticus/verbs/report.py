@@ -13,7 +13,7 @@ from torch import nn
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.mistakes import confusion, describe, worst
-from opticus.metrics.passport import Passport
+from opticus.metrics.passport import Number, Passport
 from opticus.plot.figures import read_curves
 from opticus.plot.report import Pair, write_report
 from opticus.structures import DataError, Dataset, Instances, Result
@@ -28,6 +28,8 @@ SCORE = 0.3
 def keep_passport(folder: Path, done: Evaluation) -> Path:
     """Write passport.json (and the per-sample arrays that `compare` resamples) of an evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
+    if done.metric is None:  # a paper's own figures have no per-sample arrays
+        return Passport({name: Number(value, done.protocol) for name, value in done.values.items()}).write(folder)
     return Passport.of(done.metric, done.protocol).write(folder)
 
 
@@ -44,30 +46,34 @@ def report_of(
     notes: Sequence[str] = (),
 ) -> Path:
     """Write passport.json and report.html of a finished run; `beside` are rows of other systems for the summary table."""
+    metric = done.metric
     keep_passport(out, done)
     card: Card = cast(Any, model).card
-    row: dict[str, Any] = {"system": card.name, **_short(done.values), "parameters": sum(p.numel() for p in model.parameters())}
+    row: dict[str, Any] = {
+        "system": card.name,
+        **(_short(done.values) or done.values),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
     if seconds is not None:
         row["training"] = f"{seconds / 60:.1f} min" + ("" if steps is None else f", {steps} steps")
     summary = [row, *beside]
-    metric = done.metric
-    detects = isinstance(metric, CocoDetection)
     found = {id: data_index for data_index in range(len(data)) if (id := data.id_of(data_index)) in done.results}
     pairs = [_pair(data, index, done.results[id], id) for id, index in list(found.items())[:PAIRS]]
     split = str(done.protocol.get("split", "test"))
-    lines = [f"{card.name} on {len(metric)} pictures of the {split} split, metric {done.protocol.get('metric')}", *notes]
+    shown = "" if metric is None else f" on {len(metric)} pictures"
+    lines = [f"{card.name}{shown} of the {split} split, metric {done.protocol.get('metric')}", *notes]
     curves_file = out / "results.csv"
     return write_report(
         out / "report.html",
         title=f"{card.name}: {done.headline} {done.values[done.headline]:.3f}",
-        names=metric.names,
+        names=metric.names if metric is not None else (),
         summary=summary,
         curves=read_curves(curves_file) if curves_file.is_file() else None,
-        per_class=metric.per_class(),
-        pr=metric.curves() if detects else None,
-        confusion=confusion(metric, score=SCORE) if isinstance(metric, CocoDetection) else metric.confusion(),
+        per_class=metric.per_class() if metric is not None else (),
+        pr=metric.curves() if isinstance(metric, CocoDetection) else None,
+        confusion=_confusion(metric),
         pairs=pairs,
-        mistakes=_mistakes(model, data, metric),
+        mistakes=_mistakes(model, data, metric) if metric is not None else (),
         notes=lines,
         args=_json(out / "args.json") or (None if recipe is None else to_json(recipe)),
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
@@ -121,6 +127,12 @@ def _mistakes(model: nn.Module, data: Dataset, metric: Accuracy | CocoDetection)
             result = relabel(infer(model, [data[where[id]].picture])[0], places)
             pairs.append(_pair(data, where[id], result, caption, box if isinstance(result, Instances) else None))
     return pairs
+
+
+def _confusion(metric: Accuracy | CocoDetection | None) -> Any:
+    if metric is None:
+        return None
+    return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection) else metric.confusion()
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from opticus.structures.files import write_text
 from opticus.train.loop import loop
 from opticus.train.recipe import Job, Optim, Outcome, Recipe, Schedule, to_json
 from opticus.train.state import process_info
-from opticus.verbs.evaluate import HEADLINE, Evaluation, score
+from opticus.verbs.evaluate import Evaluation, headline_of, score
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
 from opticus.verbs.report import report_of
 
@@ -38,6 +38,9 @@ RECIPE_FIELDS = {field.name for field in dataclasses.fields(Recipe)} - {
     "loop",
     "note",
 }
+
+
+LABELLED = ("classify", "detect", "segment", "panoptic", "pose", "caption")  # tasks that need targets of their own kind
 
 
 class Splits(NamedTuple):
@@ -121,7 +124,7 @@ def _run(job: Job, network: Model, opened: Splits, test: bool, quiet: bool) -> R
     model = load(best if best.is_file() else job.out / "weights" / "last.safetensors", quiet=True)
     result = RunResult(job.out, model, outcome)
     final = opened.test or opened.val
-    if test and final is not None:
+    if test and final is not None and headline_of(cast(Any, model).card) is not None:
         name = "test" if opened.test is not None else "val"
         result.evaluation = score(model, final, name, batch=job.recipe.batch, quiet=quiet, keep=64)
         seconds = time.perf_counter() - start
@@ -134,13 +137,14 @@ def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, o
     plan = Plan(recipe.seed, recipe.batch, recipe.accumulate, recipe.workers)
     draw = functools.partial(_batches, data, recipe, network, plan)
     validation = opened.val
-    evaluate = None
-    if validation is not None:
-        evaluate = functools.partial(_validate, cast(Any, network).card, validation, recipe)
     card: Card = cast(Any, network).card
+    headline, evaluate = headline_of(card), None
+    if validation is not None and headline is not None:
+        evaluate = functools.partial(_validate, card, validation, recipe)
     return Job(
         recipe, objective, draw, steps_per_epoch(len(data), recipe.batch), out, meta_of(network), evaluate,
-        metric=recipe.metric or HEADLINE.get(card.task, "loss"), resume=resume, quiet=quiet,
+        metric=recipe.metric or (headline[0] if headline else "loss"),
+        lower_is_better=headline is not None and headline[1] and recipe.metric in (None, headline[0]), resume=resume, quiet=quiet,
     )  # fmt: skip
 
 
@@ -194,7 +198,7 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
                 f"{plain} has {classes} classes, the data has {len(data.names)}; create it with classes={len(data.names)}"
             )
     card = network.card
-    if card.task != data.task:
+    if card.task != data.task and card.task in LABELLED:
         raise CapabilityError(f"{plain} does {card.task}, but the data set is for {data.task}")
     card.labels, card.label_ids = tuple(data.names), tuple(data.label_ids)
     card.provenance = {**card.provenance, "trained_on": data.hash}

@@ -107,7 +107,9 @@ def _arguments(run: Path) -> dict[str, Any]:
         raise TrainError(f"{run}: not a run folder, it has no args.json")
     arguments = json.loads(path.read_text())
     if arguments.get("model") is None or arguments.get("data") is None:
-        raise TrainError(f"{run}: was trained on a model object or on data without a name, so it cannot be trained again from its folder")
+        raise TrainError(
+            f"{run}: was trained on a model object or on data without a name, so it cannot be trained again from its folder"
+        )
     return arguments
 
 
