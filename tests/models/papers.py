@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from opticus import zoo
-from opticus.parity.fill import picture
+from opticus.parity.fill import fill_module, picture
 from opticus.parity.manifests import read
 from opticus.structures import Batch, Classes, Images, Instances, Objective, Picture, Prepare, Progress, Target
 from opticus.transforms.prepare import prepare
@@ -40,6 +40,13 @@ def smallest(paper: str) -> str:
 def new(name: str, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     return zoo.create(name, **changes)
+
+
+def filled(name: str) -> nn.Module:
+    """The variant with formula-made weights: no output is trivial, no bias or statistic at its initial value."""
+    network = zoo.create(name)
+    fill_module(network)
+    return network
 
 
 def rule_of(network: nn.Module) -> Prepare:

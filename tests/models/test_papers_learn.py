@@ -1,0 +1,269 @@
+"""Every paper file: it learns, its results go back to the original picture, and it survives saving (DESIGN 7 d-f)."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from papers import PAPERS, at, batch_for, filled, images_of, new, objective_of, rule_of, scenes, side_of, smallest
+from torch import Tensor, nn
+
+from opticus import zoo
+from opticus.ops.boxes import map_boxes
+from opticus.ops.iou import iou
+from opticus.parity.compare import named_tensors
+from opticus.structures import Backbone, Batch, Classes, Images, Instances, Objective, Predictor
+from opticus.transforms.prepare import prepare
+from opticus.verbs.models import create, load, save
+
+STEPS = 60
+# a paper overrides these with OVERFIT = {"observable": ..., "samples": ..., "lr": ...}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "classify": {"observable": "results", "samples": 8, "lr": 2e-3},
+    "detect": {"observable": "results", "samples": 1, "lr": 2e-3},
+}
+
+
+def forward(network: nn.Module, images: Images) -> Any:
+    return network(images.pixels) if images.valid is None else network(images.pixels, images.valid)
+
+
+def results_of(network: nn.Module, images: Images) -> list[Any]:
+    with torch.no_grad():
+        return cast(Predictor, network).results(forward(network, images), images)
+
+
+# --- (d) it learns ---------------------------------------------------------------------------------------------------------
+
+
+def results_are_right(network: nn.Module, batch: Batch) -> list[str]:
+    """Sentences about what is wrong: a label that is not ranked first, a box that no result of its class covers by 0.8."""
+    wrong: list[str] = []
+    for name, target, result in zip(batch.ids, batch.targets, results_of(network, images_of(batch))):
+        if isinstance(target, Classes):
+            if int(result.labels[0]) != int(target.labels[0]):
+                wrong.append(f"{name}: {int(result.labels[0])} instead of {int(target.labels[0])}")
+        elif isinstance(target, Instances):
+            best = result[: len(target)]
+            if len(best) == 0:
+                wrong.append(f"{name}: nothing is found")
+                continue
+            overlap = iou(best.boxes, target.boxes) * (best.labels[:, None] == target.labels)
+            wrong += [f"{name}: object {j} is found with IoU {v:.2f}" for j, v in enumerate(overlap.max(0).values) if v <= 0.8]
+        else:
+            wrong.append(f"{name}: no rule for {type(target).__name__}")
+    return wrong
+
+
+OBSERVABLES: dict[str, Callable[[nn.Module, Batch], list[str]]] = {"results": results_are_right}
+
+
+def overfit(objective: Objective, batch: Batch, lr: float) -> dict[str, float]:
+    """Train for STEPS steps on one batch; the largest gradient that every parameter has seen in the first three."""
+    module = cast(nn.Module, objective).train()
+    seen = dict.fromkeys((name for name, p in module.named_parameters() if p.requires_grad), 0.0)
+    optimisers = {
+        phase: torch.optim.AdamW(list(objective.parameters_of(phase)), lr, betas=(0.9, 0.95), weight_decay=0.0)
+        for phase in dict.fromkeys(phase for step in range(STEPS) for phase in objective.phases(step))
+    }
+    for step in range(STEPS):
+        for phase in objective.phases(step):
+            now = at(step, STEPS)._replace(phase=phase)
+            optimiser = optimisers[phase]
+            for group in optimiser.param_groups:
+                group["lr"] = lr * min(1.0, (step + 1) / 5) * (1 - step / STEPS) ** 0.5
+            optimiser.zero_grad()
+            loss = sum(objective.forward(batch, now).values())
+            assert isinstance(loss, Tensor) and bool(torch.isfinite(loss)), f"step {step}: the loss is {loss}"
+            loss.backward()
+            if step < 3:
+                for name, parameter in module.named_parameters():
+                    if parameter.grad is not None:
+                        seen[name] = max(seen[name], float(parameter.grad.abs().max()))
+            objective.before_update(now)
+            torch.nn.utils.clip_grad_norm_(objective.parameters_of(phase), 1.0)
+            optimiser.step()
+            objective.after_step(now)
+    return seen
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_it_overfits_and_every_tensor_gets_a_gradient(paper: str) -> None:
+    module = zoo.paper(paper)
+    settings: Mapping[str, Any] = {**DEFAULTS.get(module.TASK, {}), **getattr(module, "OVERFIT", {})}
+    network = new(smallest(paper))
+    batch = batch_for(network, module.TASK, settings["samples"])
+    assert len(batch) <= 8
+    observe = OBSERVABLES[settings["observable"]]
+    assert observe(network.eval(), batch), "the untrained network already gives the right results"
+    seen = overfit(objective_of(paper, network), batch, settings["lr"])
+    untrained = tuple(getattr(module, "UNTRAINED", ()))
+    dead = [n for n, v in seen.items() if v == 0 and not any(re.fullmatch(p, n.removeprefix("network.")) for p in untrained)]
+    assert dead == [], "no gradient reaches these tensors"
+    assert observe(network.eval(), batch) == []
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_objective_keeps_training_state_out_of_the_network(paper: str) -> None:
+    network = new(smallest(paper))
+    before = set(network.state_dict())
+    objective = objective_of(paper, network)
+    assert isinstance(objective, Objective) and objective.network is network
+    assert set(network.state_dict()) == before
+    trained = {id(p) for phase in objective.phases(0) for p in objective.parameters_of(phase)}
+    assert {id(p) for p in network.parameters() if p.requires_grad} <= trained
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_sample_weights_scale_the_loss(paper: str) -> None:
+    """Weight 0 takes a sample out of the loss, and weights multiply its terms."""
+    network = new(smallest(paper)).eval()
+    batch = batch_for(network, zoo.paper(paper).TASK, 2)
+    objective = objective_of(paper, network)
+
+    def total(*weights: float) -> float:
+        batch.weights = torch.tensor(weights, dtype=torch.float32)
+        with torch.no_grad():
+            return float(sum(objective.forward(batch, at(0, 1)).values()))
+
+    first, second = total(1, 0), total(0, 1)
+    assert total(1, 1) == pytest.approx(first + second, rel=1e-4)
+    assert total(3, 0.5) == pytest.approx(3 * first + 0.5 * second, rel=1e-4)
+    batch.weights = None
+    with torch.no_grad():
+        assert float(sum(objective.forward(batch, at(0, 1)).values())) == pytest.approx(first + second, rel=1e-4)
+
+
+# --- forward, determinism, backbones ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_one_return_type_and_one_seed(paper: str) -> None:
+    """Train and eval return the same type, and the same seed the same network."""
+    name = smallest(paper)
+    network, twin = new(name), new(name)
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, twin.state_dict()[key]), key
+    images = images_of(batch_for(network, zoo.paper(paper).TASK, 2))
+    assert type(forward(network.train(), images)) is type(forward(network.eval(), images))
+    with torch.no_grad():
+        a, b = (named_tensors(forward(twin.eval(), images), "out") for _ in range(2))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_samples_do_not_influence_each_other_in_eval(paper: str) -> None:
+    network = new(smallest(paper)).double().eval()
+    images = images_of(batch_for(network, zoo.paper(paper).TASK, 3))
+    pixels = images.pixels.double()
+    with torch.no_grad():
+        whole, single = named_tensors(network(pixels), "out"), named_tensors(network(pixels[1:2]), "out")
+    for key, tensor in single.items():
+        torch.testing.assert_close(whole[key][1:2], tensor, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_backbone_says_the_truth_about_its_maps(paper: str) -> None:
+    network = new(smallest(paper))
+    if not isinstance(network, Backbone):
+        assert not hasattr(network, "features")
+        return
+    height, width = 8 * network.strides[-1], 8 * network.strides[-1] + network.strides[-1] // 2 + 1
+    with torch.no_grad():
+        maps = network.eval().features(torch.randn(2, rule_of(network).channels, height, width))
+    assert len(maps) == len(network.strides) == len(network.widths)
+    assert list(network.strides) == sorted(network.strides)
+    for found, stride, channels in zip(maps, network.strides, network.widths):
+        assert tuple(found.shape) == (2, channels, -(-height // stride), -(-width // stride))
+
+
+# --- (e) results in original pixels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_results_invert_to_input(paper: str) -> None:
+    """The same raw output under another `to_input` gives the mapped boxes, to 1e-3 px, and otherwise the same result."""
+    network = filled(smallest(paper)).eval()
+    images = images_of(batch_for(network, zoo.paper(paper).TASK, 2))
+    with torch.no_grad():
+        out = forward(network, images)
+    # both frames lie inside a large picture, so that clipping to it changes nothing
+    sizes = ((4000, 4000),) * 2
+    moved = torch.tensor([[1.0, 0, -900], [0, 1, -900], [0, 0, 1]], dtype=torch.float64)
+    scaled = torch.tensor([[0.5, 0, -300], [0, 0.25, -200], [0, 0, 1]], dtype=torch.float64)
+    one = cast(Predictor, network).results(out, images._replace(to_input=moved.expand(2, 3, 3), sizes=sizes))
+    two = cast(Predictor, network).results(out, images._replace(to_input=scaled.expand(2, 3, 3), sizes=sizes))
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two):
+        assert type(a) is type(b)
+        for (key, x), (_, y) in zip(named_tensors(a, "").items(), named_tensors(b, "").items(), strict=True):
+            if key.endswith("boxes"):
+                expected = map_boxes(x.double(), scaled.inverse() @ moved)
+                torch.testing.assert_close(y.double(), expected, rtol=0, atol=2e-3)
+            else:
+                torch.testing.assert_close(y, x)
+        if isinstance(a, Instances):
+            assert len(a) > 0 and a.scores is not None
+            assert bool((a.scores[:-1] >= a.scores[1:]).all()), "results are ranked"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_padding_yields_nothing(paper: str) -> None:
+    """Pictures of unlike sizes in one padded batch: every result lies inside its own picture."""
+    network = filled(smallest(paper)).eval()
+    task, rule = zoo.paper(paper).TASK, rule_of(network)
+    if task != "detect":
+        return
+    side = side_of(network)
+    pictures, _ = scenes(2, side, task, int(cast(Any, network).config.classes), rule.channels)
+    pictures[1].pixels = pictures[1].pixels[: side // 2].contiguous()
+    images = prepare(pictures, rule)
+    assert images.valid is not None
+    results = results_of(network, images)
+    assert any(len(result) > 0 for result in results)
+    for size, result in zip(images.sizes, results):
+        assert result.size == size
+        assert bool((result.boxes[:, 0::2] <= size[1] + 1e-3).all() and (result.boxes[:, 1::2] <= size[0] + 1e-3).all())
+        assert bool((result.boxes >= -1e-3).all())
+
+
+# --- (f) save and load -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_save_and_load_is_exact(paper: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = create(smallest(paper))
+    batch = batch_for(model, zoo.paper(paper).TASK, 2)
+    objective = objective_of(paper, model.train())
+    sum(objective.forward(batch, at(0, 1)).values())  # moves running statistics away from their initial values
+    path = save(model, tmp_path / "model.safetensors")
+    again = load(path)
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert list(ours) == list(theirs)
+    for key, tensor in ours.items():
+        assert torch.equal(tensor, theirs[key]) and tensor.dtype == theirs[key].dtype, key
+    assert again.config == model.config and again.prepare == model.prepare
+    model.eval()
+    with torch.no_grad():
+        a, b = (named_tensors(forward(network, images_of(batch)), "out") for network in (model, again))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_copy_and_move_to_another_type(paper: str) -> None:
+    """No tensor hides outside parameters and buffers: a deep copy in float64 gives the same output to float32 precision."""
+    network = new(smallest(paper)).eval()
+    images = images_of(batch_for(network, zoo.paper(paper).TASK, 1))
+    double = copy.deepcopy(network).double()
+    with torch.no_grad():
+        a = named_tensors(network(images.pixels), "out")
+        b = named_tensors(double(images.pixels.double()), "out")
+    for key, tensor in a.items():
+        assert b[key].dtype == torch.float64
+        torch.testing.assert_close(tensor.double(), b[key], rtol=1e-3, atol=1e-3)
