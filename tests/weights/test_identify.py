@@ -71,6 +71,7 @@ def test_the_same_layout_in_two_papers_is_said(tmp_path: Path) -> None:
     save_file(state(shapes(4, 2)), tmp_path / "x")
     found = identify_file(tmp_path / "x", KNOWN)
     assert found.name == "net/s" and found.others == ("other/s (theirs)",)
+    assert str(found).endswith("net/s (torchvision); the same keys have other/s (theirs)")
 
 
 def test_another_head_is_a_near_miss_with_its_number_of_classes(tmp_path: Path) -> None:

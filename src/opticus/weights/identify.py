@@ -43,7 +43,8 @@ class Identity:
         if self.name is None:
             return f"{what}: matches no known manifest"
         if self.exact:
-            return f"{what}: {self.name} ({self.format})"
+            same = f"; the same keys have {', '.join(self.others)}" if self.others else ""
+            return f"{what}: {self.name} ({self.format}){same}"
         more = f"; and {len(self.differences) - SHOWN} more" if len(self.differences) > SHOWN else ""
         return f"{what}: near {self.name} ({self.format}), but {'; '.join(self.differences[:SHOWN])}{more}"
 
