@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from opticus.losses import classify
 from opticus.losses.classify import CrossEntropy, cross_entropy, distribution, ranked
 from opticus.losses.supervised import Supervised
 from opticus.structures import Batch, CapabilityError, Classes, DataError, Images, Instances, Objective, Progress
@@ -57,6 +58,22 @@ def test_sample_weights_scale_their_own_terms_only() -> None:
     criterion = CrossEntropy()
     found = criterion(logits, batch_of(hard(labels), torch.tensor([2.0, 0.0, 0.5])))["classify"]
     torch.testing.assert_close(found, (2 * each[0] + 0.5 * each[2]) / 3)
+
+
+def test_processes_with_unlike_batches_equal_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three samples on one process and one on the other, with class weights: the mean of both losses is the whole loss."""
+    logits, weights = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    target = distribution(hard([0, 2, 1, 2]), 3).double()
+    whole = cross_entropy(logits, target, class_weights=weights)
+    totals = [(target[part] * weights).sum() for part in (slice(0, 3), slice(3, 4))]
+
+    def mean_of_both(value: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "mean" and any(torch.equal(value, total) for total in totals)
+        return (totals[0] + totals[1]) / 2
+
+    monkeypatch.setattr(classify, "all_reduce", mean_of_both)
+    parts = [cross_entropy(logits[part], target[part], class_weights=weights) for part in (slice(0, 3), slice(3, 4))]
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, whole)
 
 
 def test_numbers_by_hand() -> None:

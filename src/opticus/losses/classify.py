@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from opticus.ops.collectives import all_reduce
 from opticus.structures import Batch, Classes, DataError, Result, Target
 
 
@@ -48,7 +49,8 @@ def cross_entropy(
     """Cross-entropy with soft targets, label smoothing (Szegedy et al. 2016, 1512.00567, eq. 3), class and sample weights.
 
     sum_i w_i sum_k c_k t'_ik (-log p_ik) / sum_i sum_k c_k t_ik with t' = (1 - smoothing) t + smoothing / K. A sample's weight
-    scales its own term only. For hard labels it equals `torch.nn.functional.cross_entropy`, class weights included.
+    scales its own term only. For hard labels it equals `torch.nn.functional.cross_entropy`, class weights included. The divisor
+    is averaged over processes, so that their averaged gradients are those of one process with all samples.
     """
     smooth = target if smoothing == 0.0 else target * (1 - smoothing) + smoothing / target.shape[1]
     terms = -smooth * logits.log_softmax(1)
@@ -60,7 +62,7 @@ def cross_entropy(
     each = terms.sum(1)
     if sample_weights is not None:
         each = each * sample_weights
-    return each.sum() / total.clamp(min=torch.finfo(target.dtype).tiny)
+    return each.sum() / all_reduce(total.detach(), "mean").clamp(min=torch.finfo(target.dtype).tiny)
 
 
 class CrossEntropy(nn.Module):
