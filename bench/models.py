@@ -1,7 +1,8 @@
 """ResNet-50, ViT-B/16 and DETR-R50 against timm and transformers: inference, optimised inference and one training step.
 
 Same weights, same input, one process, two threads. Every row is the median of 7 rounds in which the contenders take turns, after one
-untimed call each; inference runs in eval and inference mode. The peer is at its default, which is also its documented fast
+untimed call each; inference runs in eval and inference mode. With OPTICUS_BENCH_THREADS=1 the clock is the thread's own
+processor time, which neighbours on a busy machine disturb less; OPTICUS_BENCH_ROUNDS sets the number of rounds. The peer is at its default, which is also its documented fast
 setting on CPU in float32 (transformers: SDPA attention); ratio is peer / ours, above 1 where opticus is faster.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -21,21 +23,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-import references.torchvision_shim  # noqa: F401  (before anything that imports torchvision)
 from opticus import zoo
-from opticus.parity.fill import fill_module
+from opticus.parity.fill import fill, fill_module
 from opticus.structures import Batch, Classes, Images, Instances, Progress
 from opticus.verbs.models import load
 from opticus.verbs.optimize import optimize
 
-ROUNDS = 7
-THREADS = 2
+ROUNDS = int(os.environ.get("OPTICUS_BENCH_ROUNDS", "7"))
+THREADS = int(os.environ.get("OPTICUS_BENCH_THREADS", "2"))
 SAME = 1e-3  # largest difference between the peer's output and ours, relative to the largest value
 
 Row = dict[str, Any]
+
+
+def allow_torchvision() -> None:
+    """Make `import torchvision` work beside CPU torch: timm and transformers import it."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+    import references.torchvision_shim as shim
+
+    sys.modules["torchvision_shim"] = shim  # its neighbours import it by this name; its schemas can be defined once only
 
 
 # --- contenders --------------------------------------------------------------------------------------------------------
@@ -43,6 +52,7 @@ Row = dict[str, Any]
 
 def classifier(ours: str, timms: str) -> tuple[nn.Module, nn.Module]:
     """The network of opticus and timm's, with the same formula-filled weights."""
+    allow_torchvision()
     import timm
 
     peer, mine = timm.create_model(timms), zoo.create(ours)
@@ -52,18 +62,20 @@ def classifier(ours: str, timms: str) -> tuple[nn.Module, nn.Module]:
 
 
 def detectors() -> tuple[nn.Module, nn.Module]:
-    """DETR-R50 of opticus and of transformers; ours reads the file that transformers writes."""
-    from transformers import DetrConfig, DetrForObjectDetection, logging
+    """DETR-R50 of opticus and of transformers, both from one formula-made file in the format of the hub."""
+    allow_torchvision()
+    from references.hugging_face import hub_shapes  # isort: skip
+    from transformers import DetrConfig, DetrForObjectDetection, logging  # isort: skip
 
     logging.set_verbosity_error()
-    config = DetrConfig(
-        use_timm_backbone=True, backbone="resnet50", use_pretrained_backbone=False, num_labels=91, auxiliary_loss=True
-    )
-    peer = DetrForObjectDetection(config)
-    fill_module(peer)
+    logging.disable_progress_bar()
+    config = DetrConfig(use_timm_backbone=True, backbone="resnet50", use_pretrained_backbone=False, num_labels=91)
+    shapes = hub_shapes(lambda: DetrForObjectDetection(config))
     with tempfile.TemporaryDirectory() as folder:
-        peer.save_pretrained(folder)
-        return load("detr/r50", Path(folder) / "model.safetensors", quiet=True), peer
+        file = Path(folder) / "model.safetensors"
+        save_file({key: fill(key, shape, torch.float32) for key, shape in shapes.items()}, file)
+        config.save_pretrained(folder)
+        return load("detr/r50", file, quiet=True), DetrForObjectDetection.from_pretrained(folder)
 
 
 # --- timing ------------------------------------------------------------------------------------------------------------
@@ -72,13 +84,14 @@ def detectors() -> tuple[nn.Module, nn.Module]:
 def medians(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Milliseconds of every way: the median of `rounds` rounds in which they take turns."""
     times: dict[str, list[float]] = {name: [] for name in ways}
+    clock = time.thread_time if THREADS == 1 else time.perf_counter
     for way in ways.values():
         way()
     for _ in range(rounds):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = clock()
             way()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return {name: 1000 * statistics.median(values) for name, values in times.items()}
 
 
@@ -170,6 +183,7 @@ def detection(rounds: int) -> Iterator[Row]:
     for name, parameter in mine.named_parameters():  # what transformers freezes
         if name.startswith(("backbone.conv1", "backbone.layer1")):
             parameter.requires_grad_(False)
+    peer.config.auxiliary_loss = True  # not before: then transformers 5.23 feeds normed states on and computes another network
     objective = zoo.paper("detr").objective(mine)
     batch = Batch(images_of(pixels), tuple(Instances(boxes, labels, (512, 512)) for boxes in corners), ("a", "b"))
     targets = [{"class_labels": labels, "boxes": boxes} for boxes in fractions]
@@ -208,4 +222,4 @@ def run(rounds: int = ROUNDS, show: Callable[[Row], Any] = lambda row: None) -> 
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS, lambda row: print(json.dumps(row), flush=True))
+    run(ROUNDS, lambda row: print(json.dumps(row), flush=True))

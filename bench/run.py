@@ -30,8 +30,8 @@ Written by `make bench`; do not edit. Measured {date} at commit {commit}, load a
 Versions: {versions}.
 
 Protocol: both sides in one process with the same input and, for networks, the same weights (their outputs are compared first); the
-contenders take turns, one untimed call and then {rounds} rounds each, of which the median counts. Times are milliseconds of wall clock; `ratio`
-is peer / opticus, so above 1 opticus is faster. Networks run on two threads, in eval and inference mode except for the training
+contenders take turns, one untimed call and then {rounds} rounds each, of which the median counts. Times are milliseconds of {clock}; `ratio`
+is peer / opticus, so above 1 opticus is faster. Networks run on {threads}, in eval and inference mode except for the training
 steps. The peer runs at its default: eager float32, which both libraries document as their fast path on CPU. `error` is the
 largest difference of the optimised outputs from the plain ones, relative to the largest output, on the example of `optimize()`.
 """
@@ -80,14 +80,18 @@ def measure(part: str) -> list[Row]:
 
 
 def head() -> str:
-    rounds = import_module("models").ROUNDS
+    models = import_module("models")
     return HEAD.format(
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         commit=_first_line(["git", "-C", str(BENCH), "describe", "--always", "--dirty"]) or "unknown",
         load=f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         machine=f"Machine: {_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}.",
         versions=", ".join(f"{name} {_version(name)}" for name in LIBRARIES),
-        rounds=rounds,
+        rounds=models.ROUNDS,
+        threads="one thread" if models.THREADS == 1 else f"{models.THREADS} threads",
+        clock="wall clock"
+        if models.THREADS > 1
+        else "wall clock (networks: of the thread's processor time, since the machine was shared)",
     )
 
 
