@@ -44,7 +44,7 @@ def nms_per_class(
     _refuse(boxes, scores, threshold)
     order = np.argsort(-_array(scores), kind="stable")
     corners = _corners(_array(boxes)[order])
-    classes = None if labels is None else labels.numpy()[order]
+    classes = None if labels is None else labels.cpu().numpy()[order]
     kept = np.flatnonzero(_survivors(corners, classes, threshold))
     return torch.from_numpy(order[kept]).to(boxes.device)
 
