@@ -118,10 +118,7 @@ def _conv(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
 
 
 def _head(width_in: int, width: int, channels: int) -> nn.Sequential:
-    last = nn.Conv2d(width, channels, 1)
-    nn.init.normal_(last.weight, std=0.001)
-    nn.init.zeros_(last.bias)  # pyright: ignore
-    return nn.Sequential(nn.Conv2d(width_in, width, 3, 1, 1), nn.ReLU(inplace=True), last)
+    return nn.Sequential(nn.Conv2d(width_in, width, 3, 1, 1), nn.ReLU(inplace=True), nn.Conv2d(width, channels, 1))
 
 
 class CenterNet(nn.Module):
@@ -145,6 +142,9 @@ class CenterNet(nn.Module):
         self.wh = _head(config.neck, config.head, 2)
         self.reg = _head(config.neck, config.head, 2)
         nn.init.constant_(self.hm.get_parameter("2.bias"), -2.19)  # every cell starts at probability 0.1
+        for head in (self.wh, self.reg):  # not of the heat map: it would not learn for hundreds of steps
+            nn.init.normal_(head.get_parameter("2.weight"), std=0.001)
+            nn.init.zeros_(head.get_parameter("2.bias"))
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"], valid: Tensor | None = None) -> Points:
         x = self.neck(pixels if self.backbone is None else self.backbone.features(pixels)[-1])
