@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from opticus.models.classical._template_matching import luminance, resized, survivors
+from opticus.ops.pyramid import luminance, resized, survivors
 from opticus.structures import DataError, Instances, Picture, Sample
 
 Array = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ class _Windows(NamedTuple):
 class HogSvm:
     """One-against-rest linear SVMs on HOG windows; `long` is the range of objects' longer sides in pixels, `step` the pyramid's ratio."""
 
-    def __init__(self, *, long: tuple[float, float] = (16.0, 112.0), step: float = 1.25, cost: float = 0.01, seed: int = 0) -> None:
+    def __init__(self, *, long: tuple[float, float] = (16.0, 112.0), step: float = 1.25, cost: float = 0.1, seed: int = 0) -> None:
         self.long = long
         self.step = step
         self.cost = cost
@@ -40,7 +40,7 @@ class HogSvm:
         self.bias: Array = np.zeros(0, np.float32)
         self.shift: Array = np.zeros((0, 0), np.float32)  # (F + 1, 4): centre x, y in longer sides, log width, log height
 
-    def fit(self, samples: Iterable[Sample], classes: int, *, limit: int = 300) -> HogSvm:
+    def fit(self, samples: Iterable[Sample], classes: int, *, limit: int = 250) -> HogSvm:
         """Train on the first `limit` samples: random negatives first, then the false alarms of that first detector."""
         from sklearn.linear_model import Ridge
 

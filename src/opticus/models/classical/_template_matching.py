@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from opticus.ops.nms import nms
+from opticus.ops.pyramid import luminance, resized, survivors
 from opticus.structures import DataError, Instances, Picture, Sample
 
 Array = npt.NDArray[np.float32]
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _PATCH = 32  # pixels: crops are compared and averaged at this size
 
 
@@ -99,32 +97,6 @@ class TemplateMatching:
                 labels.append(np.full(len(x), template.label))
                 scores.append(response[y, x])
         return survivors(np.concatenate(boxes), np.concatenate(labels), np.concatenate(scores), picture.size, limit)
-
-
-def luminance(picture: Picture) -> Array:
-    """(H, W) float32 in [0, 1]."""
-    pixels = picture.pixels.cpu().numpy().astype(np.float32) / 255
-    return np.asarray(pixels @ _LUMA if pixels.shape[2] == 3 else pixels[:, :, 0], np.float32)
-
-
-def resized(values: Array, size: tuple[int, int]) -> Array:
-    """Bilinear, antialiased, to `size` (H, W)."""
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
-    return np.asarray(image.resize((max(1, size[1]), max(1, size[0])), Image.Resampling.BILINEAR))
-
-
-def survivors(
-    boxes: Array, labels: npt.NDArray[Any], scores: Array, size: tuple[int, int], limit: int, iou: float = 0.45
-) -> Instances:
-    """The best places after suppression across classes (objects overlap little), clipped to the picture."""
-    order = np.argsort(-scores, kind="stable")[:2000]
-    clipped = np.clip(boxes[order], 0, [size[1], size[0], size[1], size[0]])
-    places, values = torch.from_numpy(clipped.astype(np.float32)), torch.from_numpy(scores[order].astype(np.float32))
-    kept = nms(places, values, iou)[:limit]
-    found = torch.from_numpy(labels[order].astype(np.int64))
-    return Instances(places[kept], found[kept], size, values[kept].clamp(0, 1))
 
 
 def _patch(gray: Array, box: list[float], margin: float) -> Array:
