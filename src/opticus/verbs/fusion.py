@@ -263,6 +263,7 @@ def fuse_graph(graph: fx.GraphModule, dtype_of: Callable[[nn.Module], torch.dtyp
         if (node.op == "call_module" and type(modules[str(node.target)]) in NOTHING) or _is_off(node):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+    _name_linears(graph, modules)
     count = 0
     read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}  # used as they are
     for node in list(graph.graph.nodes):
@@ -276,6 +277,41 @@ def fuse_graph(graph: fx.GraphModule, dtype_of: Callable[[nn.Module], torch.dtyp
     graph.delete_all_unused_submodules()
     graph.recompile()
     return count
+
+
+def _name_linears(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """F.linear with weights that are parameters, or fixed slices of them, becomes a module, so that it can be fused like one."""
+    for i, node in enumerate(list(graph.graph.nodes)):
+        if node.op != "call_function" or node.target is not F.linear or len(node.args) + len(node.kwargs) != 3:
+            continue
+        x, weight, bias = (*node.args, *(node.kwargs[k] for k in ("weight", "bias") if k in node.kwargs))
+        try:
+            values = _constant(graph, weight), None if bias is None else _constant(graph, bias)
+        except LookupError:
+            continue
+        layer = nn.Linear(values[0].shape[1], values[0].shape[0], values[1] is not None, device="meta").to(values[0].dtype)
+        layer.weight = nn.Parameter(values[0].clone(), requires_grad=False)
+        if values[1] is not None:
+            layer.bias = nn.Parameter(values[1].clone(), requires_grad=False)
+        name = f"linear_at_{i}"
+        graph.add_module(name, layer)
+        modules[name] = layer
+        with graph.graph.inserting_before(node):
+            node.replace_all_uses_with(graph.graph.call_module(name, (x,)))
+        graph.graph.erase_node(node)
+    for node in reversed(list(graph.graph.nodes)):
+        if not node.users and (node.op == "get_attr" or node.target is operator.getitem):
+            graph.graph.erase_node(node)
+
+
+def _constant(graph: fx.GraphModule, value: Any) -> Tensor:
+    """The tensor that a node always has: a parameter, buffer, or slice of one. LookupError for anything else."""
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        owner, _, name = str(value.target).rpartition(".")
+        return getattr(graph.get_submodule(owner), name).detach()
+    if isinstance(value, fx.Node) and value.target is operator.getitem and len(value.all_input_nodes) == 1:
+        return _constant(graph, value.args[0])[cast(Any, value.args[1])]
+    raise LookupError
 
 
 def begin(module: nn.Module, dtype_of: Callable[[nn.Module], torch.dtype]) -> FusedConv | FusedLinear | None:

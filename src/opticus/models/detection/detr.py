@@ -81,7 +81,7 @@ class Attention(nn.Module):
     def forward(
         self, query: Float[Tensor, "B Q D"], key: Float[Tensor, "B S D"], value: Float[Tensor, "B S D"], mask: Tensor | None
     ) -> Float[Tensor, "B Q D"]:
-        width = query.shape[-1]
+        width = self.out_proj.in_features
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key:
             q, k = F.linear(query, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)
