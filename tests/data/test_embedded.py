@@ -116,6 +116,16 @@ def test_scenes_are_drawn_fast():
     assert 60 / best > 250  # 1000 a second on a free core
 
 
+def test_crops_are_harder_than_digits():
+    train, test = open_data("crops", count=1500), open_data("crops", "test", count=200)
+    x, y = (torch.stack([s.picture.pixels for s in d]).flatten(1).float() for d in (train, test))
+    labels, truth = (torch.cat([s.target.labels for s in d]) for d in (train, test))
+    near = labels[torch.cdist(y, x).topk(20, largest=False).indices]
+    accuracy = float((near.mode(1).values == truth).float().mean())
+    assert 0.15 < accuracy < 0.9  # better than chance, far from the 97 % of `digits`
+    assert train[0].picture.pixels.shape == (32, 32, 3) and torch.equal(train.target_of(5).labels, train[5].target.labels)
+
+
 def test_open_data_names_what_was_wrong():
     with pytest.raises(DataError, match="train, val, test"):
         open_data("scenes", "holdout")

@@ -17,7 +17,7 @@ from opticus.data.subset import Samples, Subset
 from opticus.structures import DataError, Sample, UnknownNameError, UsageError, nearest
 
 OnBad = Literal["raise", "quarantine", "keep"]
-EMBEDDED = ("digits", "scenes")
+EMBEDDED = ("digits", "scenes", "crops")
 
 
 class Format(NamedTuple):
@@ -48,7 +48,7 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", a folder, file or archive in a known format, or an iterable of `Sample`.
+    """The data set `source`: "digits", "scenes", "crops", a folder, file or archive in a known format, or an iterable of `Sample`.
 
     `split` is "train", "val" or "test" (with the usual aliases). Annotations are checked (boxes finite, non-empty and inside,
     categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first bad record, "quarantine" leaves bad
@@ -140,10 +140,11 @@ def _without(data: Source, bad: dict[str, str], general: int) -> Source:
 
 
 def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
+    from opticus.data.embedded.crops import Crops
     from opticus.data.embedded.digits import Digits
     from opticus.data.embedded.scenes import Scenes
 
-    makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes}
+    makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops}
     splits = ("train", "val", "test")
     if split not in splits:
         raise DataError(f"{name} has the splits {', '.join(splits)}, found {split!r}")

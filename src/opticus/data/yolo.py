@@ -127,8 +127,18 @@ def _names(described: Yaml, boxes: Boxes, root: Path) -> tuple[str, ...]:
 
 def _yaml_in(folder: Path) -> Path | None:
     found = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in (".yaml", ".yml") and file.is_file()]
-    named = [file for file in found if file.stem in ("data", "dataset")] or found
-    return next((file for file in named if {"train", "val", "names"} & set(parse_yaml(file))), None)
+    named = [file for file in found if file.stem in ("data", "dataset")]
+    return next((file for file in named or found if _describes(file, strict=bool(named))), None)
+
+
+def _describes(file: Path, *, strict: bool) -> bool:
+    """Whether the file speaks of splits and names; other YAML files (not `strict`) may hold what is not understood here."""
+    try:
+        return bool({"train", "val", "names"} & set(parse_yaml(file)))
+    except DataError:
+        if strict:
+            raise
+        return False
 
 
 def _layout(root: Path) -> dict[str, Path]:
