@@ -44,7 +44,7 @@ def unpack(path: Path, cache: Path | None = None) -> Path:
             part.mkdir(parents=True)
             _extract(path, part, min(LIMIT, max(_FREE, RATIO * state.st_size)))
             os.replace(part, target)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError, NotImplementedError) as error:
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:
             if not target.is_dir():  # another process may have been faster
                 raise DataError(f"{path}: the archive cannot be unpacked into {target.parent} ({error})") from error
         finally:
