@@ -65,7 +65,9 @@ def split(name: str) -> tuple[str, str, str | None]:
 
 
 def list_models(pattern: str = "*", task: str | None = None) -> list[Entry]:
-    """Every variant whose name matches the shell pattern (and task)."""
+    """Every variant whose name matches the shell pattern (and task, which must be a known one)."""
+    if task is not None and task not in get_args(Task):
+        raise UnknownNameError("task", task, get_args(Task))
     rows: list[Entry] = []
     for stem in paper_files():
         module = paper(stem)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from opticus.structures.errors import DataError, UsageError
 
@@ -110,8 +110,10 @@ class Predict:
         """Predict in flat memory; writes one picture per input into out=."""
         import opticus
 
+        folder, used, count = Path(self.out), set[str](), 0
+        if self.save and folder.resolve() in (Path(self.source).resolve(), Path(self.source).resolve().parent):
+            raise UsageError(f"out={self.out} is where the pictures themselves are; choose another folder")
         model: Any = opticus.load(self.model, self.weights)
-        folder, count = Path(self.out), 0
         stream = model.predict(
             self.source, threshold=self.threshold, labels=self.labels, limit=self.limit, batch=self.batch,
             device=self.device, precision=self.precision, stream=True,
@@ -119,8 +121,7 @@ class Predict:
         for result in stream:
             count += 1
             if self.save:
-                name = result.id.replace("/", "_").replace("#", "_")
-                result.save(folder / f"{Path(name).stem if '.' in name and '#' not in result.id else name}.png")
+                result.save(folder / f"{_file_name(result.id, used)}.png")
             record = result.to_json()
             print(json.dumps(record) if self.json else _line(record))
         if count == 0:
@@ -207,8 +208,8 @@ class Doctor:
         report = opticus.doctor(self.data)
         if self.quarantine is not None:
             report.write_quarantine(Path(self.quarantine))
-        emit(report.to_json(), self.json, report.table())
-        return 1 if report.findings else 0
+        emit(json.loads(report.to_json()), self.json, report.table())
+        return report.exit_code
 
 
 @dataclass
@@ -257,7 +258,8 @@ class Prove:
 
         names = [self.name] if self.name else list(known())
         proofs = [prove(name) for name in names]
-        emit([p.to_json() for p in proofs], self.json, "\n\n".join(str(p) for p in proofs))
+        records = [{**asdict(p), "holds": p.holds} for p in proofs]
+        emit(records, self.json, "\n".join(_proof(record) for record in records))
         return 0 if all(p.holds for p in proofs) else 1
 
 
@@ -293,7 +295,7 @@ class ExportData:
         """Write every split; prints the folder."""
         import opticus
 
-        path = opticus.export_data(self.name, self.format, Path(self.folder), limit=self.limit)
+        path = opticus.export_data(self.name, cast(Any, self.format), Path(self.folder), limit=self.limit)
         emit({"folder": str(path)}, self.json, str(path))
         return 0
 
@@ -318,6 +320,24 @@ class Demo:
 
 def _figures(values: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def _proof(record: dict[str, Any]) -> str:
+    verdict = "holds" if record["holds"] else "DOES NOT HOLD"
+    cases = f"{record['random']} random and {record['adversarial']} adversarial inputs"
+    return (
+        f"{record['name']}: {record['formula']}\n"
+        f"  {cases}, largest error {record['error']:.3g} (tolerance {record['tolerance']:.3g}): {verdict}"
+    )
+
+
+def _file_name(id: str, used: set[str]) -> str:
+    """A picture's id as a file name without suffix; with it where another picture has the name already."""
+    whole = id.replace("/", "_").replace("\\", "_").replace("#", "_")
+    stem = Path(whole).stem if "#" not in id else whole
+    name = whole if stem in used else stem
+    used.add(name)
+    return name
 
 
 def _line(record: dict[str, Any]) -> str:

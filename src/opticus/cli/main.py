@@ -9,12 +9,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from opticus.structures.errors import Error, UnknownNameError, UsageError
 
 OK, FINDINGS, USAGE, FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
-COMMON = ("json", "debug")
+FAULT = "a fault of opticus itself"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -39,7 +39,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if debug:
             raise
-        print(f"opticus: {_sentence(error)} (use --debug for the traceback)", file=sys.stderr)
+        print(f"opticus: {_sentence(error)}", file=sys.stderr)
+        return FAILURE
+    except Exception as error:
+        if debug:
+            raise
+        print(f"opticus: {FAULT}: {type(error).__name__}: {error}; --debug shows where", file=sys.stderr)
         return FAILURE
 
 
@@ -47,7 +52,7 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'} (use --debug for the traceback)"
 
 
 def _dispatch(words: list[str]) -> int:
@@ -101,6 +106,8 @@ def parse(name: str, command: Any, words: Sequence[str]) -> Any:
     positional, keyed = _sorted(name, words, hints, open_ended="more" in fields)
     slots = [n for n, f in fields.items() if f.metadata.get("word")]
     many = next((n for n in slots if _is_tuple(hints[n])), None)
+    if "" in positional:
+        raise UsageError(f"opticus {name}: a word is empty")
     if many is None and len(positional) > len(slots):
         raise UsageError(f"opticus {name} takes {_count(slots)}, found {len(positional)}: {' '.join(positional)}")
     named = {slot: [word] for slot, word in zip(slots, positional)} if many is None else {}
@@ -124,7 +131,7 @@ def _count(slots: list[str]) -> str:
 
 
 def _is_tuple(hint: Any) -> bool:
-    return getattr(hint, "__origin__", None) is tuple
+    return get_origin(hint) is tuple
 
 
 def _sorted(name: str, words: Sequence[str], hints: dict[str, Any], open_ended: bool) -> tuple[list[str], dict[str, str]]:
@@ -151,6 +158,8 @@ def _sorted(name: str, words: Sequence[str], hints: dict[str, Any], open_ended: 
                 raise UsageError(f"opticus {name}: {word} needs a value")
             text = rest.pop(0)
         _known(name, key, hints, open_ended)
+        if not text:
+            raise UsageError(f"opticus {name}: {key} needs a value")
         if key in keyed:
             raise UsageError(f"opticus {name}: {key} is given twice")
         keyed[key] = text
@@ -175,12 +184,15 @@ def _value(name: str, key: str, texts: list[str], hint: Any, tyro: Any) -> Any:
         texts = texts[0].split(",")
     if _is_tuple(plain[0]) and get_args(plain[0])[0] is str:
         return tuple(texts)
+    options = get_args(plain[0]) if get_origin(plain[0]) is Literal else ()
+    if options and texts[0] not in options:
+        raise UnknownNameError(f"value of opticus {name}'s {key}", texts[0], options)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its box of text becomes one sentence below
             return tyro.cli(plain[0], args=texts, console_outputs=False)
     except SystemExit as stop:
-        kind = str(getattr(plain[0], "__name__", plain[0])).replace("typing.", "")
-        raise UsageError(f"opticus {name}: {key} must be of type {kind}, found {' '.join(texts)!r}") from stop
+        kind = {int: "a whole number", float: "a number"}.get(plain[0], f"of type {plain[0]}")
+        raise UsageError(f"opticus {name}: {key} must be {kind}, found {' '.join(texts)!r}") from stop
 
 
 def literal(text: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 24  # known names that still fit into a message
+
 
 class Error(Exception):
     """Base of all opticus errors; `exit_code` is what the command line returns for it (DESIGN 4)."""
@@ -19,12 +21,14 @@ class UsageError(Error):
 
 
 class UnknownNameError(UsageError, KeyError):
-    """A name that is not in a known list; the message ends with the nearest known names."""
+    """A name that is not in a known list; the message ends with the nearest known names, or with all if they are few."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.name = name
+        known = list(known)
         self.nearest = nearest(name, known)
-        hint = f"; did you mean {' or '.join(repr(n) for n in self.nearest)}?" if self.nearest else ""
+        listed = f"; known: {', '.join(known)}" if 0 < len(known) <= LISTED else ""
+        hint = f"; did you mean {' or '.join(repr(n) for n in self.nearest)}?" if self.nearest else listed
         self.message = f"unknown {kind} {name!r}{hint}"
         super().__init__(self.message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
@@ -33,7 +34,8 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
         reason = {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied"}
         raise FileWriteError(f"cannot write {path}: {reason.get(error.errno or 0, error.strerror or str(error))}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where no folder could be made there is nothing to remove either
+            part.unlink(missing_ok=True)
     return path
 
 

@@ -19,7 +19,7 @@ from opticus.metrics.detect import CocoDetection
 from opticus.ops import collectives
 from opticus.structures import CapabilityError, Classes, DataError, Dataset, Instances, Picture, Result, Sample, UsageError
 from opticus.verbs.models import Card
-from opticus.verbs.predict import contiguous, infer
+from opticus.verbs.predict import contiguous, infer, place
 
 AnyMetric = Accuracy | CocoDetection
 HEADLINE = {"classify": "top1", "detect": "AP"}
@@ -64,8 +64,10 @@ def evaluate(
     Labels are matched by name where the model knows its class names; a model and data set of unlike classes are refused.
     `limit` scores the first so many records only (the protocol says so). Raises DataError, UsageError or CapabilityError.
     """
-    if batch < 1:
-        raise UsageError(f"batch must be at least 1, found {batch}")
+    for name, value in (("batch", batch), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, found {value}")
+    place(model, device)
     dataset = data if _is_dataset(data) else open_data(cast(Any, data), split, on_bad=on_bad)
     return score(model, cast(Dataset, dataset), split, batch=batch, device=device, precision=precision, limit=limit, quiet=quiet)
 

@@ -76,6 +76,8 @@ def predict(
         raise UsageError(f"batch must be at least 1, found {batch}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"threshold must be in [0, 1], found {threshold}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, found {limit}")
     choose = Choice.of(cast(Any, model).card, threshold, labels, limit)
     run = _stream(model, source, choose, batch, device, precision)
     return run if stream else list(run)
@@ -157,12 +159,12 @@ def _stream(model: nn.Module, source: Any, choose: Choice, batch: int, device: s
 def infer(model: nn.Module, batch: Sequence[Picture], device: str | None = None, precision: str = "fp32") -> list[Result]:
     """Raw results of one batch of pictures, in original pixels. The model's training mode is left as it was found."""
     network = cast(Any, model)
-    place = _device(model, device)
-    images = prepare(batch, network.prepare).to(place)
+    where = place(model, device)
+    images = prepare(batch, network.prepare).to(where)
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), _precision(place, precision):
+        with torch.inference_mode(), _precision(where, precision):
             out = model(images.pixels, images.valid) if images.valid is not None else model(images.pixels)
             results: list[Result] = network.results(_float(out), images)
     finally:
@@ -187,7 +189,8 @@ def _precision(device: torch.device, precision: str) -> contextlib.AbstractConte
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-def _device(model: nn.Module, device: str | None) -> torch.device:
+def place(model: nn.Module, device: str | None) -> torch.device:
+    """Where the model computes, after moving it there if `device` asks for it; UsageError for a device that is not there."""
     here = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device is None or device == "auto":
         return here
@@ -264,4 +267,4 @@ def _arrays(source: Any) -> Iterator[Item]:
     yield Item("picture", picture, lambda: picture)
 
 
-__all__ = ["Images", "Prediction", "infer", "pictures", "predict"]
+__all__ = ["Images", "Prediction", "infer", "pictures", "place", "predict"]

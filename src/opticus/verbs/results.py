@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from opticus.structures import CapabilityError, Classes, Instances, Picture, Result
+from opticus.structures import CapabilityError, Classes, Instances, Picture, Result, UnknownNameError
+from opticus.structures.files import write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def _picture_format(path: Path) -> str:
+    from PIL import Image  # not needed to predict
+
+    known = Image.registered_extensions()
+    if path.suffix.lower() not in known:
+        raise UnknownNameError("picture suffix", path.suffix, (".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif"))
+    return known[path.suffix.lower()]
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,10 @@ class Prediction:
         return draw(self.picture, result, self.names or ())
 
     def save(self, path: str | Path) -> Path:
-        """Write the plot as a picture file; returns its path."""
+        """Write the plot as a picture file of the kind that its suffix names; returns its path."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.plot().save(path)
-        return path
+        kind = _picture_format(path)
+        return write_atomic(path, lambda part: self.plot().save(part, kind))
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
         """COCO results records: image_id, category_id in the data set's own ids, bbox xywh, score."""
@@ -69,7 +78,7 @@ class Prediction:
         """A `supervision.Detections`; needs the extra `supervision`."""
         from opticus.metrics.convert import to_supervision
 
-        return to_supervision(self._instances("to_supervision"))
+        return to_supervision(self._instances("to_supervision"), self.names or ())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready record: the id and, per object or class, name, score and box."""
