@@ -29,14 +29,14 @@ LEVELS = {
     "data": 3,
     "metrics": 3,
     "plot": 3,
-    "train": 3,
+    "training": 3,
     "zoo": 4,
     "verbs": 4,
     "recipes": 5,
     "cli": 6,
     "serve": 6,
 }
-SEPARATE = {"data", "metrics", "plot", "train"}
+SEPARATE = {"data", "metrics", "plot", "training"}
 BANNED = {"utils", "common", "core", "misc", "helpers", "util", "helper"}
 LONG_FILE, LONG_FUNCTION, MANY_ARGUMENTS, MANY_FIELDS = 600, 70, 10, 12
 BASES = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opticus.data.open import open_data
     from opticus.recipes.choose import train
     from opticus.structures import Error, Sample
-    from opticus.train.recipe import Recipe
+    from opticus.training.recipe import Recipe
     from opticus.verbs.compare import compare
     from opticus.verbs.evaluate import evaluate
     from opticus.verbs.info import info
@@ -27,7 +27,7 @@ __version__ = version("opticus")
 
 _WHERE = {
     "Error": "opticus.structures",
-    "Recipe": "opticus.train.recipe",
+    "Recipe": "opticus.training.recipe",
     "Sample": "opticus.structures",
     "compare": "opticus.verbs.compare",
     "create": "opticus.verbs.models",

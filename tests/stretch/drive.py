@@ -10,7 +10,7 @@ import torch
 
 import opticus.models
 from opticus.recipes.choose import train
-from opticus.train.recipe import Optim, Recipe, Schedule
+from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.geometry import Resize
 
 PAPERS = str(Path(__file__).parent / "papers")

@@ -14,7 +14,7 @@ import torch
 
 import opticus
 from opticus.plot.figures import read_curves
-from opticus.train.state import FILE, load_state
+from opticus.training.state import FILE, load_state
 from opticus.verbs.verify import differences
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opticus.structures import Dataset
-from opticus.train.recipe import Optim, Recipe, Schedule
+from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.colour import ColourJitter
 from opticus.transforms.geometry import Affine, Flip, Resize
 

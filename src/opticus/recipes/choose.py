@@ -12,7 +12,7 @@ from torch import nn
 from opticus import zoo
 from opticus.data.records import Source
 from opticus.structures import Dataset, Prepare, Sample
-from opticus.train.recipe import Optim, Recipe, Schedule
+from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.geometry import Flip, RandomResizedCrop, Resize
 from opticus.verbs import train as verb
 

@@ -20,7 +20,7 @@ from opticus.models.classical._hog_svm import HogSvm
 from opticus.models.classical._template_matching import TemplateMatching
 from opticus.recipes.choose import train
 from opticus.structures import Instances, Picture, TrainError
-from opticus.train.state import load_state
+from opticus.training.state import load_state
 from opticus.verbs.compare import compare
 from opticus.verbs.report import report_of
 

@@ -17,7 +17,7 @@ from opticus.metrics.passport import Number, Passport
 from opticus.plot.figures import read_curves
 from opticus.plot.report import Pair, write_report
 from opticus.structures import DataError, Dataset, Instances, Result
-from opticus.train.recipe import Recipe, to_json
+from opticus.training.recipe import Recipe, to_json
 from opticus.verbs.evaluate import Evaluation, infer, label_map, relabel
 from opticus.verbs.models import Card
 

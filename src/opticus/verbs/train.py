@@ -21,9 +21,9 @@ from opticus.data.open import open_data
 from opticus.data.records import Source
 from opticus.structures import Batch, CapabilityError, Objective, Sample, TrainError, UnknownNameError, UsageError
 from opticus.structures.files import write_text
-from opticus.train.loop import loop
-from opticus.train.recipe import Job, Optim, Outcome, Recipe, Schedule, to_json
-from opticus.train.state import process_info
+from opticus.training.loop import loop
+from opticus.training.recipe import Job, Optim, Outcome, Recipe, Schedule, to_json
+from opticus.training.state import process_info
 from opticus.verbs.evaluate import Evaluation, headline_of, score
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
 from opticus.verbs.report import report_of

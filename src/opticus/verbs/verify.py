@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from opticus.structures import TrainError
-from opticus.train.state import FILE, load_state
+from opticus.training.state import FILE, load_state
 
 PATIENCE = 600.0  # seconds that one process may take to write its first state
 SKIPPED = ("steps", "epochs", "save_every", "evaluate_every", "log_every", "patience")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from opticus.losses.classify import ranked
 from opticus.structures import Batch, Classes, Images, Prepare, Progress, Result, Task
-from opticus.train.recipe import Job, Outcome
-from opticus.train.state import load_state, save_state
+from opticus.training.recipe import Job, Outcome
+from opticus.training.state import load_state, save_state
 from opticus.weights.save import save
 
 TASK: Task = "classify"

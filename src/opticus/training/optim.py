@@ -12,7 +12,7 @@ from torch import nn
 
 from opticus.ops import schedules as curves
 from opticus.structures import Objective, UnknownNameError, UsageError
-from opticus.train.recipe import Group, Optim, Schedule
+from opticus.training.recipe import Group, Optim, Schedule
 
 
 def build(objective: Objective, phase: str, rule: Optim) -> torch.optim.Optimizer:

@@ -19,9 +19,9 @@ from opticus.layers.average import Average, ramp
 from opticus.layers.norm import sync_norms
 from opticus.ops import collectives
 from opticus.structures import Batch, Objective, Progress, TrainError
-from opticus.train import optim, state
-from opticus.train.log import Bar, Log
-from opticus.train.recipe import Job, Outcome
+from opticus.training import optim, state
+from opticus.training.log import Bar, Log
+from opticus.training.recipe import Job, Outcome
 from opticus.weights.save import save
 
 
@@ -122,7 +122,8 @@ class Run:
     def _check(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
         if bool(torch.isfinite(loss)):
             return
-        bad = [f"{name}={float(term):g}" for name, term in terms.items() if not math.isfinite(float(term))]
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        bad = [f"{name}={value:g}" for name, value in values.items() if not math.isfinite(value)]
         inputs = (
             ""
             if batch.images is None or bool(torch.isfinite(batch.images.pixels).all())
