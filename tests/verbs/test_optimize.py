@@ -271,6 +271,30 @@ def test_choices_on_absent_arguments_are_not_frozen() -> None:
         torch.testing.assert_close(fast(pixels, torch.ones(16, 8)), model(pixels, torch.ones(16, 8)))
 
 
+def test_compile_hands_the_folded_network_to_torch_and_names_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = plain("basic"), list[dict[str, Any]]()
+
+    def compiled(function: Any, **options: Any) -> Any:
+        asked.append(options)
+        return function
+
+    def broken(function: Any, **options: Any) -> Any:
+        def call(*inputs: Any, **named: Any) -> Any:
+            raise RuntimeError("No working C++ compiler found")
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", compiled)
+        fast: Any = optimize(model, compile=True)
+    assert asked == [{"options": {"freezing": True}}]
+    assert fast.error <= 1e-4 and fast.fused > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", broken)
+        with pytest.raises(CapabilityError, match=r"torch\.compile failed: No working C\+\+ compiler"):
+            optimize(model, compile=True)
+
+
 def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     right = fused.fold_scale
     monkeypatch.setattr(fused, "fold_scale", lambda w, b, scale, shift: right(w, b, scale * 1.01, shift))

@@ -210,21 +210,22 @@ def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Activation
 # --- graphs ------------------------------------------------------------------------------------------------------------
 
 
-class _Tracer(fx.Tracer):
-    """Stops at torch's own modules, batch norms and watched modules; with `shallow` at every child."""
+def _tracer(shallow: bool) -> fx.Tracer:
+    """A tracer that stops at torch's own modules, batch norms and watched modules; with `shallow` at every child."""
+    tracer = fx.Tracer()
+    usual = tracer.is_leaf_module
 
-    def __init__(self, shallow: bool) -> None:
-        super().__init__()
-        self.shallow = shallow
+    def is_leaf(m: nn.Module, module_qualified_name: str) -> bool:
+        return shallow or isinstance(m, NORMS) or _watched(m) or usual(m, module_qualified_name)
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self.shallow or isinstance(m, NORMS) or _watched(m) or super().is_leaf_module(m, module_qualified_name)
+    tracer.is_leaf_module = is_leaf
+    return tracer
 
 
 def trace(module: nn.Module, *, shallow: bool = False, absent: str | None = None) -> fx.GraphModule | None:
     """The graph of a module's forward, None where it is not a fixed one; the argument named `absent` is None."""
     try:
-        return fx.GraphModule(module, _Tracer(shallow).trace(module, {} if absent is None else {absent: None}))
+        return fx.GraphModule(module, _tracer(shallow).trace(module, {} if absent is None else {absent: None}))
     except Exception:  # any code of the module may have failed on the symbolic input: then it is simply not traceable
         return None
 

@@ -52,9 +52,9 @@ def optimize(
         result.forward = MethodType(_mixed_forward, result)
         if hasattr(type(result), "features"):
             result.features = MethodType(_mixed_features, result)
-    if compile:
-        result.compile(options={"freezing": True})
     with torch.inference_mode(), _named_failure("torch.compile failed" if compile else "the optimised model failed"):
+        if compile:
+            result.compile(options={"freezing": True})
         error = difference(_outputs(result, pixels), wanted)
     if precision == "fp32" and not error <= TOLERANCE:
         raise Error(f"optimize: float32 outputs must stay within {TOLERANCE:g} of the plain model's, found {error:.1e}")
