@@ -181,6 +181,7 @@ def _cells_inside(valid: Tensor, heat: Tensor) -> Tensor:
 
 
 NETWORK = CenterNet
+OVERFIT = {"samples": 2, "lr": 3e-3}
 
 
 # --- objective ---------------------------------------------------------------------------------------------------------

@@ -243,6 +243,7 @@ def _windows(images: Images, like: Tensor) -> Float[Tensor, "B 4"]:
 
 
 NETWORK = DETR
+OVERFIT = {"samples": 2, "lr": 1e-3}
 # the first decoder layer attends among equal (zero) inputs: its queries, keys and values cannot be told apart, whatever the weights
 UNTRAINED = (r"transformer\.decoder\.layers\.0\.self_attn\.in_proj_weight",)
 
