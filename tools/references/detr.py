@@ -25,11 +25,12 @@ torchvision.__version__ = "0.9.0"  # the repository compares the first three cha
 with clone("detr"):
     import datasets.transforms as published_transforms
     import hubconf
-    from models import backbone as published_backbone
-    from models import position_encoding
     from models.detr import DETR, PostProcess
     from models.transformer import Transformer
     from util.misc import NestedTensor
+
+    from models import backbone as published_backbone
+    from models import position_encoding
 
 published_backbone.is_main_process = lambda: False  # it downloads ImageNet weights on the main process
 
