@@ -123,6 +123,7 @@ def main(words: list[str]) -> None:
     unknown = [word for word in words if word not in PARTS]
     if unknown:
         raise SystemExit(f"bench: expected some of {', '.join(PARTS)}, found {unknown[0]!r}")
+    import_module("models").allow_torchvision()  # once and first: ops and loader import the same shim under two names
     top = head()
     sections: list[str] = []
     for part in words or PARTS:
