@@ -1,8 +1,8 @@
 """ResNet-50, ViT-B/16 and DETR-R50 against timm and transformers: inference, optimised inference and one training step.
 
 Same weights, same input, one process, two threads. Every row is the median of 7 rounds in which the contenders take turns, after one
-untimed call each; inference runs in eval and inference mode. The peer is at its default, which is also its documented fast
-setting on CPU in float32 (transformers: SDPA attention); ratio is peer / ours, above 1 where opticus is faster.
+untimed call each; inference runs in eval and inference mode. The peer is at its default:
+eager float32, contiguous memory, SDPA attention; ratio is peer / ours, above 1 where opticus is faster.
 
 With OPTICUS_BENCH_THREADS=1 the clock is the thread's own processor time, which neighbours on a busy machine disturb less;
 OPTICUS_BENCH_ROUNDS sets the number of rounds.

@@ -32,7 +32,7 @@ Versions: {versions}.
 Protocol: both sides in one process with the same input and, for networks, the same weights (their outputs are compared first); the
 contenders take turns, one untimed call and then {rounds} rounds each, of which the median counts. Times are milliseconds of {clock}; `ratio`
 is peer / opticus, so above 1 opticus is faster. Networks run on {threads}, in eval and inference mode except for the training
-steps. The peer runs at its default: eager float32, which both libraries document as their fast path on CPU. `error` is the
+steps. The peer runs at its default: eager float32, contiguous memory, transformers with SDPA attention. `error` is the
 largest difference of the optimised outputs from the plain ones, relative to the largest output, on the example of `optimize()`.
 """
 
