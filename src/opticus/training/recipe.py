@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from opticus.structures import Batch, Objective, UsageError
+from opticus.structures import Batch, Objective, UnknownNameError, UsageError
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple: "a list (of its length and types)",
+    Mapping: "a mapping",
+}
+
+
+def check_types(record: Any) -> None:
+    """Raise UsageError for the first field of a dataclass whose value is not of its type; lists become tuples."""
+    for name, hint in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if isinstance(value, list):
+            value = tuple(cast(list[Any], value))
+            object.__setattr__(record, name, value)
+        choices = get_args(hint) if type(None) in get_args(hint) else (hint,)
+        if any(_fits(value, choice) for choice in choices):
+            continue
+        if get_origin(choices[0]) is Literal:
+            raise UnknownNameError(name, str(value), get_args(choices[0]))
+        raise UsageError(f"{name} must be {WORDS.get(get_origin(choices[0]) or choices[0], 'of another type')}, found {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind = get_origin(hint) or hint
+    if kind is Literal:
+        return value in get_args(hint)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if kind is tuple and isinstance(value, tuple):
+        items, kinds = cast("tuple[Any, ...]", value), get_args(hint)
+        kinds = kinds[:1] * len(items) if Ellipsis in kinds else kinds
+        return len(items) == len(kinds) and all(_fits(item, kind) for item, kind in zip(items, kinds))
+    return callable(value) if kind is Callable else kind is Any or isinstance(value, kind)
+
+
+def check_ranges(record: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise UsageError for the first field that is outside its closed range; None is not looked at."""
+    for name, (low, high) in ranges.items():
+        value = getattr(record, name)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            within = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+            raise UsageError(f"{name} must be {within}, found {value}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +82,12 @@ class Optim:
     groups: tuple[Group, ...] = ()
     clip: float | None = None  # largest gradient norm
     decay_vectors: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_ranges(self, {"lr": (0, 1e30), "weight_decay": (0, math.inf), "momentum": (0, 1), "clip": (0, math.inf)})
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas must be two numbers in [0, 1), found {list(self.betas)}")
 
 
 @dataclass(frozen=True)
@@ -83,9 +136,13 @@ class Recipe:
     note: str = ""  # where the figures come from, what was published, whether it was run
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+        check_types(self)
+        least = {"batch": 1, "accumulate": 1, "save_every": 1, "log_every": 1, "patience": 1, "workers": 0, "evaluate_every": 0}
+        check_ranges(self, {name: (low, math.inf) for name, low in least.items()})
+        check_ranges(self, {"average": (0, 1), "seed": (-(2**63), 2**63)})
+        for transform in self.transforms:
+            if not callable(transform):
+                raise UsageError(f"transforms must be functions from sample to sample, found {transform!r}")
         if self.batch % self.accumulate:
             raise UsageError(f"batch={self.batch} is not a multiple of accumulate={self.accumulate}")
         if self.steps is None and self.epochs is None:

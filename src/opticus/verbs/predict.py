@@ -157,18 +157,19 @@ def _stream(model: nn.Module, source: Any, choose: Choice, batch: int, device: s
 
 
 def infer(model: nn.Module, batch: Sequence[Picture], device: str | None = None, precision: str = "fp32") -> list[Result]:
-    """Raw results of one batch of pictures, in original pixels. The model's training mode is left as it was found."""
+    """Raw results of one batch of pictures, in original pixels. The training mode of every module is left as it was found."""
     network = cast(Any, model)
     where = place(model, device)
     images = prepare(batch, network.prepare).to(where)
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # parts may be frozen apart from the rest
     model.eval()
     try:
         with torch.inference_mode(), _precision(where, precision):
             out = model(images.pixels, images.valid) if images.valid is not None else model(images.pixels)
             results: list[Result] = network.results(_float(out), images)
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     return results
 
 

@@ -106,8 +106,9 @@ def train(
     card: Card = cast(Any, network).card
     folder = Path(out) if out is not None else Path("runs") / card.task / name.replace("/", "-")
     _check_folder(folder, resuming)
+    _check_device(recipe.device)
     torch.manual_seed(recipe.seed)
-    objective: Objective = zoo.paper(zoo.split(name)[0]).objective(network, **recipe.options)
+    objective = _objective(name, network, recipe.options)
     if not resuming:
         arguments = {"model": name if isinstance(model, str) else None, "data": str(data) if isinstance(data, (str, Path)) else None,
                      "overrides": _plain(overrides), "split": list(split), "recipe": to_json(recipe)}  # fmt: skip
@@ -184,7 +185,7 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
                 raise UsageError(
                     f"classes={asked} was asked for, but the data has {len(data.names)} classes ({', '.join(data.names[:5])}...)"
                 )
-        torch.manual_seed(int(overrides.get("seed", 0)))
+        torch.manual_seed(_seed(overrides.get("seed", 0)))
         plain = model.partition(":")[0]
         network = create(plain, **changes) if start is None and ":" not in model else _start(model, start, changes)
     else:
@@ -263,6 +264,29 @@ def _check_folder(folder: Path, resuming: bool) -> None:
         raise TrainError(f"{folder}: nothing to resume, there is no args.json in it")
     if not resuming and (folder / "state").is_dir() and any((folder / "state").iterdir()):
         raise TrainError(f"{folder}: holds another run; use resume=True to continue it, out= for a new folder, or remove it")
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UnknownNameError("device to train on", device, ("auto", "cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda' was asked for, but torch sees no CUDA GPU here")
+
+
+def _seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UsageError(f"seed must be a whole number, found {seed!r}")
+    return seed
+
+
+def _objective(name: str, network: Model, options: Mapping[str, Any]) -> Objective:
+    make = zoo.paper(zoo.split(name)[0]).objective
+    try:
+        return make(network, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UsageError(f"options of {name}'s objective: {str(error).split('() ')[-1]}") from error
 
 
 def _plain(overrides: Mapping[str, Any]) -> dict[str, Any]:
