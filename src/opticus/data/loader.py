@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler as TorchSampler
+from torch.utils import data as torch_data
 
 from opticus.data.collate import collate
 from opticus.structures import Batch, DataError, Dataset, Prepare, Sample
@@ -41,7 +39,7 @@ class Plan:
     workers: int = 0
 
 
-class Order(TorchSampler[list[tuple[int, int]]]):
+class Order(torch_data.Sampler[list[tuple[int, int]]]):
     """Endless micro-batches of (epoch, index) for one process, from any starting point."""
 
     def __init__(self, n: int, plan: Plan, start: int, rank: int, world: int) -> None:
@@ -64,7 +62,7 @@ class Order(TorchSampler[list[tuple[int, int]]]):
             yield [(epoch, int(i)) for i in order[first : first + share]]
 
 
-class Drawn(TorchDataset[Sample]):
+class Drawn(torch_data.Dataset[Sample]):
     """A data set whose items are transformed with randomness that is a function of (seed, epoch, index)."""
 
     def __init__(self, dataset: Dataset, transforms: Sequence[Transform], seed: int) -> None:
@@ -96,7 +94,7 @@ def batches(
     """Endless micro-batches from micro-batch `start` on. Raises DataError if the data set is empty."""
     if len(dataset) == 0:
         raise DataError("the data set has no samples to train on")
-    loader: DataLoader[Any] = DataLoader(
+    loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
         Drawn(dataset, transforms, plan.seed),
         batch_sampler=Order(len(dataset), plan, start, rank, world),
         collate_fn=_Collate(rule),

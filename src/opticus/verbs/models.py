@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -292,14 +293,12 @@ def identify(file: str | Path) -> Identity:
 
 
 def save(model: nn.Module, path: str | Path, **extra: Any) -> Path:
-    """Write safetensors with labels, prepare, config, version, provenance and licence in the header and beside it as JSON."""
+    """Write safetensors whose header holds, as JSON, labels, prepare, config, version, provenance and licence."""
     return save_file(model, Path(path), meta={**meta_of(model), **extra})
 
 
 def meta_of(model: nn.Module) -> dict[str, Any]:
     """What travels in a weights file beside the tensors."""
-    from opticus import __version__
-
     network = cast(Any, model)
     card: Card = network.card
     return {
@@ -311,7 +310,7 @@ def meta_of(model: nn.Module) -> dict[str, Any]:
         "label_ids": None if card.label_ids is None else list(card.label_ids),
         "license": card.license,
         "provenance": card.provenance,
-        "opticus": __version__,
+        "opticus": version("opticus"),
     }
 
 

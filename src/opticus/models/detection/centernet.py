@@ -7,7 +7,7 @@ Reference: github.com/xingyizhou/CenterNet (MIT).
 losses are divided by the number of objects without the authors' 1e-4; pictures are padded at the right and bottom instead of
 all around; "tiny" is opticus's own encoder and decoder for small pictures (the demo), the others are the authors' ResNets.
 *Map*: section 3 eq. 1 -> `losses.focal.penalty_reduced_focal`; eq. 2-4 -> `Points`; section 4 -> `CenterNet.results`,
-`matching.heatmaps.peaks`; section 5 "ResNet" -> `Deconvolutions`; appendix of the code (`msra_resnet`) -> key names.
+`matching.heatmaps.peaks`; section 5 "ResNet" -> `_deconvolutions`; appendix of the code (`msra_resnet`) -> key names.
 """
 
 from __future__ import annotations
@@ -59,15 +59,13 @@ class Points(NamedTuple):
     offsets: Tensor
 
 
-class Deconvolutions(nn.Sequential):
+def _deconvolutions(width_in: int, width: int) -> nn.Sequential:
     """Three transposed 4x4 convolutions from stride 32 to stride 4 (Simple Baselines; section 5, "ResNet")."""
-
-    def __init__(self, width_in: int, width: int) -> None:
-        layers: list[nn.Module] = []
-        for source in (width_in, width, width):
-            layers += [nn.ConvTranspose2d(source, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            nn.init.normal_(layers[-3].get_parameter("weight"), std=0.001)
-        super().__init__(*layers)
+    layers: list[nn.Module] = []
+    for source in (width_in, width, width):
+        layers += [nn.ConvTranspose2d(source, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        nn.init.normal_(layers[-3].get_parameter("weight"), std=0.001)
+    return nn.Sequential(*layers)
 
 
 class Residual(nn.Module):
@@ -135,7 +133,7 @@ class CenterNet(nn.Module):
                 raise UsageError(f"centernet without a backbone: expected widths and one depth fewer than widths, found {found}")
             self.neck: nn.Module = Pyramid(config.widths, config.depths, config.neck)
         elif backbone.strides[-1] == 8 * STRIDE:
-            self.neck = Deconvolutions(backbone.widths[-1], config.neck)
+            self.neck = _deconvolutions(backbone.widths[-1], config.neck)
         else:
             raise CapabilityError(f"centernet: expected a backbone whose last stride is {8 * STRIDE}, found {backbone.strides}")
         self.hm = _head(config.neck, config.head, config.classes)
