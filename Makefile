@@ -44,6 +44,9 @@ bench: $(STAMP)
 parity: $(STAMP)
 	for adapter in tools/references/*.py; do $(BIN)/python tools/record_parity.py --full $$adapter || exit 1; done
 
+tables: $(STAMP)
+	$(BIN)/python tools/make_tables.py $(ARGS)
+
 docs: $(STAMP)
 	$(BIN)/python tools/make_zoo.py
 

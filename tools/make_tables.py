@@ -1,0 +1,317 @@
+"""Every table of the docs: trains what is not trained yet, scores it beside its baselines, writes docs/tables.json and docs/tables.md.
+
+Runs live in runs/tables/<name>. A finished one is not repeated, an interrupted one is resumed, one whose recipe has changed since is
+moved aside and made anew. `--only lenet` takes rows whose name contains a word, `--budget 20` stops training after so many minutes
+(what is reached by then is scored and marked), `--render` only writes docs/tables.md from docs/tables.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from opticus.data.open import open_data
+from opticus.metrics.classify import Accuracy
+from opticus.metrics.detect import CocoDetection
+from opticus.metrics.passport import Passport, compare
+from opticus.models.classical._hog_svm import HogSvm
+from opticus.models.classical._raw_pixels import NearestMean, Neighbours
+from opticus.models.classical._template_matching import TemplateMatching
+from opticus.recipes.choose import default, train
+from opticus.training.recipe import Recipe, to_json
+from opticus.training.state import load_state
+from opticus.verbs.models import load
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, TABLE, PAGE = ROOT / "runs" / "tables", ROOT / "docs" / "tables.json", ROOT / "docs" / "tables.md"
+SHARE = 0.3  # of what the baseline leaves to the ceiling
+FIGURE = {"classify": "top1", "detect": "AP"}
+SHOWN = {"classify": ("top1", "top5", "balanced"), "detect": ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+BASELINES: dict[str, dict[str, Callable[[], Any]]] = {
+    "classify": {"nearest class mean": NearestMean, "20-NN on raw pixels": Neighbours},
+    "detect": {"template matching": TemplateMatching, "HOG + SVM": HogSvm},
+}
+INCIDENTAL = {"note", "workers", "device", "log_every", "save_every"}  # fields of a recipe that leave its result as it is
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system on one data set."""
+
+    model: str
+    data: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.data}".replace("/", "-")
+
+
+ROWS = (
+    Row("lenet/5", "digits"),
+    Row("resnet/tiny", "digits"),
+    Row("vit/tiny", "digits"),
+    Row("resnet/tiny", "crops"),
+    Row("vit/tiny", "crops"),
+    Row("centernet/tiny", "scenes"),
+    Row("detr/tiny", "scenes"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", action="append", default=[], help="rows whose name contains this word (may be repeated)")
+    parser.add_argument("--skip", action="append", default=[], help="rows whose name contains this word are left as they are")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="minutes of training in all")
+    parser.add_argument("--render", action="store_true", help="write the page from the stored figures and train nothing")
+    words = parser.parse_args()
+    stop = time.monotonic() + words.budget * 60
+    wanted = [row for row in ROWS if not words.only or any(word in row.name for word in words.only)]
+    wanted = [row for row in wanted if not any(word in row.name for word in words.skip)]
+    if not wanted:
+        sys.exit(f"no row's name contains {words.only}; there are {', '.join(row.name for row in ROWS)}")
+    for row in wanted if not words.render else ():
+        folder = trained(row, stop)
+        if folder is None:
+            print(f"{row.name}: not trained, the budget is spent", file=sys.stderr)
+            continue
+        keep(scored(row, folder))
+    PAGE.write_text(page(stored()), encoding="utf-8")
+    print(f"{TABLE.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}", file=sys.stderr)
+
+
+# --- training -------------------------------------------------------------------------------------------------------------
+
+
+def trained(row: Row, stop: float) -> Path | None:
+    """The run folder of `row`, trained as far as the budget allows; None if nothing is there."""
+    folder, recipe = RUNS / row.name, recipe_of(row)
+    if (folder / "args.json").is_file() and unlike(folder, recipe):
+        aside = next(path for n in itertools.count(1) if not (path := folder.with_name(f"{row.name}.{n}")).exists())
+        print(f"{row.name}: the recipe has changed, the earlier run is now {aside.name}", file=sys.stderr)
+        folder.rename(aside)
+    done = steps_of(folder)
+    if done is not None and done >= (recipe.steps or 0) and (folder / "passport.json").is_file():
+        return folder
+    if time.monotonic() >= stop:
+        return folder if (folder / "passport.json").is_file() else None
+    print(f"{row.name}: {'from the start' if done is None else f'from step {done}'}, of {recipe.steps}", file=sys.stderr)
+    if done is None and (folder / "args.json").is_file():  # stopped before its first state
+        (folder / "args.json").unlink()
+    with budget(stop):
+        train(row.model, row.data, out=folder, resume=done is not None)
+    return folder
+
+
+class budget:
+    """Ends the training inside at `stop` as Ctrl-C would: the step is finished and its state is written."""
+
+    def __init__(self, stop: float) -> None:
+        self.left = stop - time.monotonic()
+
+    def __enter__(self) -> None:
+        if self.left != float("inf"):
+            signal.signal(signal.SIGALRM, self.end)
+            signal.setitimer(signal.ITIMER_REAL, max(self.left, 0.01))
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    @staticmethod
+    def end(*_: object) -> None:
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # only inside the training loop, which handles it
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def recipe_of(row: Row) -> Recipe:
+    return replace(default(row.model, open_data(row.data, "train")), model=row.model, data=row.data)
+
+
+def unlike(folder: Path, recipe: Recipe) -> bool:
+    """Whether the run in `folder` was made by another recipe."""
+    then, now = json.loads((folder / "args.json").read_text())["recipe"], json.loads(json.dumps(to_json(recipe)))
+    return any(then[key] != now[key] for key in then.keys() & now.keys() - INCIDENTAL)
+
+
+def steps_of(folder: Path) -> int | None:
+    """Optimiser steps made in `folder`, None if there is no state."""
+    return int(load_state(folder)["step"]) if (folder / "state").is_dir() and any((folder / "state").iterdir()) else None
+
+
+def seconds_of(folder: Path) -> float:
+    """Wall time of training, over all its sittings: the clock of results.csv starts anew with each."""
+    total = before = 0.0
+    with (folder / "results.csv").open(newline="") as file:
+        for line in csv.DictReader(file):
+            now = float(line["seconds"] or 0)
+            total += now - before if now >= before else now
+            before = now
+    return total
+
+
+# --- scoring --------------------------------------------------------------------------------------------------------------
+
+
+def scored(row: Row, folder: Path) -> dict[str, Any]:
+    """The row's figures beside its baselines'; the stored row itself if nothing has changed since it was made."""
+    data = open_data(row.data, "test")
+    rivals = {name: baseline(row.data, name, make) for name, make in BASELINES[data.task].items()}
+    digest = hashlib.sha256(b"".join((f / "passport.json").read_bytes() for f in (folder, *rivals.values()))).hexdigest()[:16]
+    earlier = next((old for old in stored() if old["name"] == row.name), None)
+    if earlier is not None and earlier["digest"] == digest:
+        return earlier
+    figure, passport, recipe = FIGURE[data.task], Passport.read(folder), recipe_of(row)
+    value, steps = passport.numbers[figure].value, steps_of(folder) or 0
+    beside: list[dict[str, Any]] = []
+    for name, where in rivals.items():
+        lead = next(d for d in compare(where, folder) if d.name == figure)
+        closed = (value - lead.a) / (1 - lead.a) if lead.a < 1 else 0.0
+        beside.append({
+            "name": name,
+            "values": shown(Passport.read(where), data.task),
+            "difference": round(lead.difference, 4),
+            "interval": [round(lead.low, 4), round(lead.high, 4)],
+            "closed": round(closed, 4),
+            "clear": bool(lead.low > 0 and closed >= SHARE),
+        })  # fmt: skip
+    return {
+        "name": row.name, "model": row.model, "data": row.data, "figure": figure, "values": shown(passport, data.task),
+        "baselines": beside,
+        "clear": all(one["clear"] for one in beside) and steps >= (recipe.steps or 0),
+        "parameters": sum(p.numel() for p in load(folder, quiet=True).parameters()),
+        "steps": steps, "planned": recipe.steps, "batch": recipe.batch, "seconds": round(seconds_of(folder)),
+        "threads": load_state(folder)["environment"].get("threads"), "torch": torch.__version__, "machine": machine(),
+        "commit": commit(), "date": datetime.date.today().isoformat(), "protocol": dict(passport.numbers[figure].protocol),
+        "recipe": to_json(recipe), "digest": digest,
+    }  # fmt: skip
+
+
+def shown(passport: Passport, task: str) -> dict[str, float]:
+    numbers = passport.numbers
+    return {name: round(numbers[name].value, 4) for name in SHOWN[task] if name in numbers}
+
+
+def baseline(data: str, name: str, make: Callable[[], Any]) -> Path:
+    """The folder with the passport of a baseline fitted on the training split; made once for each version of the data."""
+    learned, held = open_data(data, "train"), open_data(data, "test")
+    folder = RUNS / "baselines" / f"{data}-{name}".replace(" + ", "-").replace(" ", "-").lower()
+    if (folder / "passport.json").is_file():
+        known = next(iter(Passport.read(folder).numbers.values())).protocol
+        if known.get("data") == held.hash:
+            return folder
+    fitted = make().fit((learned[i] for i in range(len(learned))), len(learned.names))
+    detects = held.task == "detect"
+    metric = (CocoDetection if detects else Accuracy)(held.names, data=held.hash, split="test")
+    for i in tqdm(range(len(held)), unit="img", desc=f"{name} on {data}", file=sys.stderr, leave=False):
+        sample = held[i]
+        if sample.target is not None:
+            metric.update((fitted.detect if detects else fitted.classify)(sample.picture), sample.target, sample.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    Passport.of(metric, {"limit": None}).write(folder)
+    return folder
+
+
+def commit() -> str:
+    """The commit that made a row, with "+" if the sources had been changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--", "src") else "")
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+# --- the stored figures and the page ----------------------------------------------------------------------------------------
+
+
+def stored() -> list[dict[str, Any]]:
+    return json.loads(TABLE.read_text(encoding="utf-8"))["rows"] if TABLE.is_file() else []
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Put `row` in its place in docs/tables.json."""
+    rows = {old["name"]: old for old in stored()} | {row["name"]: row}
+    order = [r.name for r in ROWS]
+    chosen = [rows[name] for name in order if name in rows]
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    part = TABLE.with_suffix(".part")
+    part.write_text(json.dumps({"share": SHARE, "rows": chosen}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(TABLE)
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """docs/tables.md."""
+    lines = [
+        "# What trains on embedded data", "",
+        "Generated by `make tables` from `docs/tables.json`; not edited by hand. Every system is trained by its own recipe in",
+        "`src/opticus/recipes` on data that ships inside the package's dependencies and scored on the held-out test split, beside",
+        "baselines that are fitted on the same training split. A row is *clear* if, against **every** baseline named here, the 95 %",
+        f"interval of the difference (paired bootstrap over samples) excludes zero and at least {SHARE:.0%} of what the baseline leaves",
+        "to the ceiling (1) is closed. These are test beds, not benchmarks.", "",
+        "| system | data | figure | value | strongest baseline | difference (95 % interval) | gap closed | clear |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        best = max(row["baselines"], key=lambda one: one["values"][row["figure"]])
+        lines.append(
+            f"| {row['model']} | {row['data']} | {row['figure']} | {row['values'][row['figure']]:.3f} | "
+            f"{best['name']} {best['values'][row['figure']]:.3f} | {best['difference']:+.3f} {span(best['interval'])} | "
+            f"{best['closed']:.0%} | {verdict(row)} |"
+        )
+    for row in rows:
+        names = list(row["values"])
+        lines += [
+            "",
+            f"## {row['model']} on {row['data']}",
+            "",
+            f"| system | {' | '.join(names)} | its gap closed by {row['model']} | clear |",
+        ]
+        lines += ["|---" * (len(names) + 3) + "|", line(row["model"], row["values"], names, "", "")]
+        for one in row["baselines"]:
+            lines.append(line(one["name"], one["values"], names, f"{one['closed']:.0%}", "yes" if one["clear"] else "no"))
+        protocol = row["protocol"]
+        lines += [
+            "",
+            f"{row['parameters']:,} parameters; {row['steps']:,} of {row['planned']:,} steps of batch {row['batch']}; {row['seconds']:,} s "
+            f"of training ({row['threads']} thread(s), {row['machine']}, torch {row['torch']}, other work running beside it); "
+            f"{protocol['metric']} on the {protocol['samples']} samples of the {protocol['split']} split (data {protocol['data'][:12]}); "
+            f'commit {row["commit"]}, {row["date"]}. Again: `make tables ARGS="--only {row["name"]}"`.',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def verdict(row: dict[str, Any]) -> str:
+    if row["clear"]:
+        return "yes"
+    return "no" if row["steps"] >= row["planned"] else f"no, stopped at {row['steps']} of {row['planned']} steps"
+
+
+def span(values: list[float]) -> str:
+    return f"({values[0]:+.3f} to {values[1]:+.3f})"
+
+
+def line(name: str, values: dict[str, float], names: list[str], *more: str) -> str:
+    return f"| {name} | " + " | ".join([f"{values[n]:.3f}" if n in values else "" for n in names] + list(more)) + " |"
+
+
+if __name__ == "__main__":
+    main()
