@@ -62,13 +62,12 @@ def report_of(
     split = str(done.protocol.get("split", "test"))
     shown = "" if metric is None else f" on {len(metric)} pictures"
     lines = [f"{card.name}{shown} of the {split} split, metric {done.protocol.get('metric')}", *notes]
-    curves_file = out / "results.csv"
     return write_report(
         out / "report.html",
         title=f"{card.name}: {done.headline} {done.values[done.headline]:.3f}",
         names=metric.names if metric is not None else (),
         summary=summary,
-        curves=read_curves(curves_file) if curves_file.is_file() else None,
+        curves=_curves(out / "results.csv"),
         per_class=metric.per_class() if metric is not None else (),
         pr=metric.curves() if isinstance(metric, CocoDetection) else None,
         confusion=_confusion(metric),
@@ -100,9 +99,20 @@ def rewrite(folder: Path) -> Path:
     return report_of(folder, model, done, data, None)
 
 
+SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5", "balanced")
+
+
 def _short(values: Mapping[str, float]) -> dict[str, float]:
-    wanted = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5", "balanced")
-    return {name: round(values[name], 4) for name in wanted if name in values}
+    """The figures of the summary; COCO's -1 (no ground truth of that size) is no figure."""
+    return {name: round(values[name], 4) for name in SHOWN if name in values and values[name] != -1}
+
+
+def _curves(path: Path) -> dict[str, list[float]] | None:
+    """The columns of results.csv worth drawing: of COCO's twelve numbers only the first three."""
+    if not path.is_file():
+        return None
+    hidden = {f"val/{name}" for name in ("APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")}
+    return {name: column for name, column in read_curves(path).items() if name not in hidden}
 
 
 def _pair(data: Dataset, index: int, result: Result, caption: str, focus: tuple[float, ...] | None = None) -> Pair:

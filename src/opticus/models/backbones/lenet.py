@@ -142,5 +142,6 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 VARIANTS: dict[str, Config] = {"5": Config()}
 # the paper counts 60,000 trainable parameters up to F6; ten linear output units add 10 * (84 + 1)
 PARAMETERS: dict[str, int] = {"5": 60_000 + 850}
+HEAD = r"output\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
 FORMATS: dict[str, Names] = {"transcription": SAME}
 WEIGHTS: dict[str, Weights] = {}

@@ -213,6 +213,7 @@ def _of_shortcut(match: re.Match[str]) -> str:
 
 _STAGE = r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\."
 IGNORE = r"fc\..+"  # a file's head has no place in a network with classes=0
+HEAD = r"fc\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
 FORMATS: dict[str, Names] = {
     "torchvision": _SAME,
     "timm": _SAME,

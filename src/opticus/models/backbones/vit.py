@@ -303,6 +303,7 @@ _DINO = Names(
     drop(r"(?:module\.)?head\.(?:mlp|last_layer)\..+"),  # the projection head belongs to the method, not to the backbone
     rename(r"(?:module\.)?(?:backbone\.)?((?:cls_token|pos_embed|(?:patch_embed|blocks|norm)\..+))", r"\1"),
 )
+HEAD = r"head\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
 FORMATS: dict[str, Names] = {
     "timm": _TIMM,
     "torchvision": _TORCHVISION,  # as in its published files

@@ -224,6 +224,7 @@ VARIANTS: dict[str, Config] = {
     "resnet18": Config(backbone=Part("resnet/18", classes=0)),
     "resnet101": Config(backbone=Part("resnet/101", classes=0)),
 }
+HEAD = r"hm\.2\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
 FORMATS: dict[str, Names] = {
     "xingyizhou": Names(
         rename(r"(?:module\.)?((?:conv1|bn1|layer\d)\..*)", r"backbone.\1"),

@@ -345,6 +345,7 @@ VARIANTS: dict[str, Config] = {
 }
 
 _HUB = r"model\.(encoder|decoder)\.layers\.(\d+)\."
+HEAD = r"class_embed\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
 FORMATS: dict[str, Names] = {
     "facebookresearch": Names(
         rename(r"backbone\.0\.body\.(.*)", r"backbone.\1"),
