@@ -230,7 +230,7 @@ def test_pictures_turned_by_exif_have_boxes_in_the_turned_frame(detector: Any, t
     assert bool((turned.boxes[:, 2] <= 160).all()) and bool((turned.boxes[:, 3] <= 96).all())
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (300, 1), (7, 5)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (300, 1), (7, 5)])
 def test_tiny_and_thin_pictures(detector: Any, classifier: Any, height: int, width: int) -> None:
     array = pixels(height, width)
     found = detector.predict(array, threshold=0.0)[0]
@@ -289,7 +289,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("source, kind, words", BAD)
+@pytest.mark.parametrize(("source", "kind", "words"), BAD)
 def test_what_is_no_picture_is_refused_with_a_sentence(detector: Any, source: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         detector.predict(source)
@@ -313,7 +313,7 @@ def test_broken_files_are_named(detector: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "keywords, words",
+    ("keywords", "words"),
     [
         ({"threshold": 1.5}, r"threshold must be in \[0, 1\], found 1.5"),
         ({"threshold": float("nan")}, "threshold must be in"),

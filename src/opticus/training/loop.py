@@ -221,11 +221,15 @@ class Run:
     def _resume(self) -> None:
         saved = state.load_state(self.job.out)
         state.check_environment(saved["environment"], self.environment, self.job.out)
-        cast(Any, self.job.objective).load_state_dict(saved["objective"])
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(saved["optimisers"][name])
-        if self.average is not None and saved["average"] is not None:
-            self.average.load_state_dict(saved["average"])
+        try:
+            cast(Any, self.job.objective).load_state_dict(saved["objective"])
+            for name, optimiser in self.optimisers.items():
+                optimiser.load_state_dict(saved["optimisers"][name])
+            if self.average is not None and saved["average"] is not None:
+                self.average.load_state_dict(saved["average"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise TrainError(f"{self.job.out}: its state does not fit this model and recipe ({reason})") from error
         self.step, self.best, self.waited, self.values = saved["step"], saved["best"], saved["waited"], saved["values"]
         self.stopped = "patience" if saved["stopped"] else "finished"
         state.set_rng_state(saved["rng"])

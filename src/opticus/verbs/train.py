@@ -100,7 +100,7 @@ def train(
         model, data, overrides = _from_folder(out, model, data, overrides)
     if model is None or data is None:
         raise UsageError("train needs a model and data, such as train('centernet/tiny', data='scenes')")
-    opened = _open(data, split, on_bad, quarantine)
+    opened, asked = _open(data, split, on_bad, quarantine), dict(overrides)
     network, name = _network(model, opened.train, overrides)
     recipe = _recipe(recipe, name, data, opened.train, overrides)
     card: Card = cast(Any, network).card
@@ -111,7 +111,7 @@ def train(
     objective = _objective(name, network, recipe.options)
     if not resuming:
         arguments = {"model": name if isinstance(model, str) else None, "data": str(data) if isinstance(data, (str, Path)) else None,
-                     "overrides": _plain(overrides), "split": list(split), "recipe": to_json(recipe)}  # fmt: skip
+                     "overrides": _plain(asked), "split": list(split), "recipe": to_json(recipe)}  # fmt: skip
         write_text(folder / "args.json", json.dumps(arguments, indent=1, default=repr))
         write_text(folder / "env.json", json.dumps({**process_info(), "torch": torch.__version__}, indent=1))
     job = _job(recipe, objective, network, opened, folder, resuming, quiet)
@@ -254,6 +254,7 @@ def _from_folder(
     try:
         saved = json.loads(path.read_text())
         stored = {**saved["overrides"], **overrides}
+        stored.pop("weights", None)  # the state holds what became of them
         return model or saved["model"], data if data is not None else saved["data"], stored
     except (ValueError, KeyError) as error:
         raise TrainError(f"{path}: not the arguments of a run ({error})") from error

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from opticus.structures import TrainError
+from opticus.structures import TrainError, UsageError
 from opticus.training.state import FILE, load_state
 
 PATIENCE = 600.0  # seconds that one process may take to write its first state
@@ -59,8 +59,10 @@ class Resumption:
 def verify_resume(run: Path, steps: int = 12, *, kills: int = 2, seed: int = 0) -> Resumption:
     """Train `steps` steps from the run's own arguments twice, once uninterrupted and once killed `kills` times and resumed.
 
-    Raises TrainError if `run` is no run folder or was trained on objects that have no name.
+    Raises UsageError for fewer than two steps, TrainError if `run` is no run folder or was trained on objects that have no name.
     """
+    if steps < 2:
+        raise UsageError(f"steps must be at least 2, found {steps}")
     arguments = _arguments(run)
     overrides = [f"{key}={json.dumps(value)}" for key, value in arguments["overrides"].items() if key not in SKIPPED]
     common = [f"steps={steps}", "save_every=2", "evaluate_every=0", "test=false", "quiet=true", *overrides]
