@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from opticus.structures import WeightsError
-from opticus.weights import save as saving
 from opticus.weights.identify import identify_file
 from opticus.weights.labels import label_tables, labels
 from opticus.weights.load import load_into
@@ -72,7 +71,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(saving.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(WeightsError, match=r"x\.safetensors: cannot be written \(No space left on device\)"):
         save(network(), path, meta=META)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

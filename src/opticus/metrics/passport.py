@@ -7,7 +7,6 @@ runs can be compared sample by sample without running them again).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,6 +18,7 @@ from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.tables import Matches, average_precision
 from opticus.structures import MetricError
+from opticus.structures.files import write_bytes
 
 Array = npt.NDArray[Any]
 FORMAT = 1
@@ -60,14 +60,14 @@ class Passport(NamedTuple):
 
         where = Path(folder)
         arrays = {key: np.ascontiguousarray(value) for key, value in self.arrays.items()}
-        _replace(where / "passport.safetensors", save(arrays, {"ids": json.dumps(self.ids)}))
+        write_bytes(where / "passport.safetensors", save(arrays, {"ids": json.dumps(self.ids)}))
         protocols: list[Mapping[str, Any]] = []
         for number in self.numbers.values():
             if number.protocol not in protocols:
                 protocols.append(number.protocol)
         numbers = {key: {"value": n.value, "protocol": protocols.index(n.protocol)} for key, n in self.numbers.items()}
         text = json.dumps({"format": FORMAT, "numbers": numbers, "protocols": protocols}, indent=1, ensure_ascii=False)
-        _replace(where / "passport.json", text.encode())
+        write_bytes(where / "passport.json", text.encode())
         return where / "passport.json"
 
     @staticmethod
@@ -180,14 +180,3 @@ def _mean_known(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     known = np.isfinite(values)
     total, count = np.where(known, values, 0.0).sum(1), known.sum(1)
     return cast("npt.NDArray[np.float64]", np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write under a temporary name, fsync, rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

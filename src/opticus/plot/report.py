@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from opticus.plot import figures
 from opticus.plot.draw import draw
 from opticus.structures import Result
+from opticus.structures.files import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,7 +109,7 @@ def write_report(
     add("mistakes", "The worst mistakes", _grid(shown[len(pairs) :]))
     add("settings", "Settings and environment", _details("Arguments", args) + _details("Environment", env))
     lines = [notes] if isinstance(notes, str) else list(notes)
-    return _write(Path(path), _page(title, lines, sections))
+    return write_text(path, _page(title, lines, sections))
 
 
 def _page(title: str, notes: Iterable[str], sections: Sequence[_Section]) -> str:
@@ -223,14 +223,3 @@ def _source(image: Image, long_side: int, quality: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    return path

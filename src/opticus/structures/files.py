@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import uuid
 from collections.abc import Callable
@@ -29,10 +28,9 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
         with open(part, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        reason = {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only", errno.EACCES: "permission denied"}
-        raise FileWriteError(f"cannot write {path}: {reason.get(error.errno or 0, error.strerror or str(error))}") from error
+        raise FileWriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):  # where no folder could be made there is nothing to remove either
             part.unlink(missing_ok=True)
@@ -40,21 +38,23 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 text atomically."""
-    return write_atomic(path, lambda part: _write(part, text.encode()))
+    """Write UTF-8 text atomically; lone surrogates become question marks."""
+    return write_bytes(path, text.encode("utf-8", "replace"))
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write bytes atomically."""
-    return write_atomic(path, lambda part: _write(part, data))
+def write_bytes(path: str | Path, *parts: bytes | memoryview) -> Path:
+    """Write bytes atomically, part after part, without joining them in memory."""
+    return write_atomic(path, lambda part: _write(part, parts))
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+def _write(path: Path, parts: tuple[bytes | memoryview, ...]) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; platforms that cannot open folders (Windows) need no such step."""
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable; platforms that cannot open folders (Windows) need no such step."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

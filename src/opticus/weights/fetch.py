@@ -19,8 +19,8 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from opticus.structures import UsageError, WeightsError
+from opticus.structures.files import sync_folder
 from opticus.weights.cache import cache_folder, digest_of, file_name, pin, pinned, writable_folder
-from opticus.weights.save import flush_folder
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 CHUNK = 1 << 20
@@ -77,7 +77,7 @@ def fetch(url: str, digest: str | None = None, *, folder: Path | None = None, te
         with _writing(target):
             part.replace(target)
             _forget(part)
-            flush_folder(target.parent)
+            sync_folder(target.parent)
         if not expected:
             pin(target, url, found)
             say(f"{url}: no digest is published; this file has sha256 {found}, which is pinned from now on")

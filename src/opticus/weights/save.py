@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from opticus.structures import WeightsError
+from opticus.structures.files import FileWriteError, write_bytes
 from opticus.weights.header import own_metadata, read_header
 from opticus.weights.identify import OURS
 from opticus.weights.read import SHARED
@@ -80,34 +79,11 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk, and rename it. WeightsError if that fails."""
-    temporary: Path | None = None
+    """`structures.files.write_bytes` with a WeightsError if it fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        flush_folder(path.parent)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system allows opening folders."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        write_bytes(path, *parts)
+    except FileWriteError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
