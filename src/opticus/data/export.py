@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import shutil
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,7 +33,7 @@ class _Target(NamedTuple):
 
 
 def export_data(name: str, format: ExportFormat, folder: str | Path, *, limit: int | None = None) -> Path:
-    """Write every split of the embedded set `name` in `format` into the new or empty folder `folder`; returns the folder.
+    """Write every split of the embedded set `name` in `format` into the new or empty folder `folder`, whole or not at all; returns it.
 
     Detection data can be written as "coco" (with masks as uncompressed RLE), "voc" or "yolo"; classification data as "folder",
     "mnist" (IDX, gzip; 28x28 gray), "cifar" (binary) or "cifar-python" (32x32 RGB, smaller pictures centred on black).
@@ -42,20 +44,26 @@ def export_data(name: str, format: ExportFormat, folder: str | Path, *, limit: i
         raise UnknownNameError("export format", format, _WRITERS)
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, found {limit}")
-    target = _Target(Path(folder), limit)
+    final = Path(folder)
+    target = _Target(final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part"), limit)
     try:
-        target.folder.mkdir(parents=True, exist_ok=True)
-        if any(target.folder.iterdir()):
-            raise DataError(f"{target.folder}: the folder is not empty")
+        if final.exists() and any(final.iterdir()):
+            raise DataError(f"{final}: the folder is not empty")
         options: dict[str, Any] = {"masks": True} if name == "scenes" and format == "coco" else {}
         data = [open_data(name, split, on_bad="keep", **options) for split in open_data(name).splits]
         wanted = "detect" if format in ("coco", "voc", "yolo") else "classify"
         if data[0].task != wanted:
             raise UsageError(f"{name} is {data[0].task} data, which {format} does not hold")
+        target.folder.mkdir(parents=True)
         _WRITERS[format](data, target)
+        if final.exists():
+            final.rmdir()
+        target.folder.replace(final)
     except OSError as error:
-        raise DataError(f"{target.folder}: cannot be written ({error.strerror})") from error
-    return target.folder
+        raise DataError(f"{final}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(target.folder, ignore_errors=True)
+    return final
 
 
 def save_png(pixels: npt.NDArray[np.uint8], file: Path) -> None:

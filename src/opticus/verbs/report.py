@@ -146,4 +146,12 @@ def _confusion(metric: Accuracy | CocoDetection | None) -> Any:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a mapping, found {type(found).__name__}")
+    return cast(dict[str, Any], found)

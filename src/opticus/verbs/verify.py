@@ -107,7 +107,10 @@ def _arguments(run: Path) -> dict[str, Any]:
     path = run / "args.json"
     if not path.is_file():
         raise TrainError(f"{run}: not a run folder, it has no args.json")
-    arguments = json.loads(path.read_text())
+    try:
+        arguments: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise TrainError(f"{path}: not readable as JSON ({error})") from error
     if arguments.get("model") is None or arguments.get("data") is None:
         raise TrainError(
             f"{run}: was trained on a model object or on data without a name, so it cannot be trained again from its folder"
