@@ -38,8 +38,8 @@ check: format lint types architecture wheel
 	$(MAKE) test
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[reference]" --no-deps
-	$(BIN)/python -m bench.run
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev,reference]"
+	$(BIN)/python bench/run.py
 
 parity: $(STAMP)
 	for adapter in tools/references/*.py; do $(BIN)/python tools/record_parity.py --full $$adapter || exit 1; done
