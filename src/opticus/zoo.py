@@ -140,7 +140,14 @@ def _typed(name: str, key: str, value: Any, hint: Any) -> Any:
 
 def create(name: str, **changes: Any) -> nn.Module:
     """A network with fresh weights, drawn from torch's global generator. `changes` override fields of its Config."""
-    return build(name, config_of(name, changes))
+    config = config_of(name, changes)
+    try:
+        return build(name, config)
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        if not changes:
+            raise
+        settings = ", ".join(f"{key}={value!r}" for key, value in changes.items())
+        raise UsageError(f"{name} cannot be built with {settings} ({error})") from error
 
 
 def build(name: str, config: Any) -> nn.Module:

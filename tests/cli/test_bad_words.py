@@ -52,6 +52,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("train lenet/5 data=digits betas=[0.9]", 2, "betas must be a list"),
     ("train lenet/5 data=digits options=5", 2, "options must be a mapping"),
     ('train lenet/5 data=digits options={"foo":1}', 2, "options of lenet/5's objective: got an unexpected keyword argument 'foo'"),
+    ("train lenet/5 data=digits channels=0", 2, "lenet/5 cannot be built with channels=0"),
     ("train lenet/5 data=digits channels=one", 2, "channels must be a whole number, found 'one'"),
     ("train lenet/5 data=digits on_bad=maybe", 2, "unknown value of opticus train's on_bad 'maybe'; known: raise, quarantine"),
     ("train lenet/5 data=digits quarantine=nowhere.csv", 3, "nowhere.csv: the quarantine list cannot be read"),

@@ -19,7 +19,7 @@ from opticus.structures import Prepare, Result, Task, UsageError, Weights, Weigh
 from opticus.weights.fetch import fetch
 from opticus.weights.identify import Identity, identify_file
 from opticus.weights.labels import labels
-from opticus.weights.load import Match, load_into, match
+from opticus.weights.load import Loaded, Match, load_into, match
 from opticus.weights.names import SAME, Names
 from opticus.weights.read import Layout, layouts, read
 from opticus.weights.save import read_meta
@@ -111,12 +111,12 @@ def load(
     if classes is not None:
         changes["classes"] = classes
     if file is not None:
-        return _load_file(str(name), Path(file), None, fresh, changes)
+        return _load_file(str(name), Path(file), None, fresh, changes, quiet)
     path = Path(name)
     if path.is_dir():
         path = _weights_of_run(path)
     if path.suffix in (".pth", ".pt", ".bin", ".npz", ".safetensors", ".ckpt") or path.is_file():
-        return _load_unnamed(path, fresh, changes)
+        return _load_unnamed(path, fresh, changes, quiet)
     if str(name).startswith(("runs/", "./", "/", "../", "~")) and "/" in str(name) and not path.exists():
         raise WeightsError(f"{name}: no such run folder or weights file")
     row = zoo.weights_row(str(name))
@@ -125,22 +125,22 @@ def load(
         known = f"; published weights: {', '.join(rows[0].weights)}" if rows else "; no weights are published for it, use create"
         raise UsageError(f"load({str(name)!r}) needs a file or a tag such as {name}:tag{known}")
     where = _shipped(row.url) if row.url.startswith(SHIPPED) else fetch(row.url, row.digest)
-    model = _load_file(str(name).partition(":")[0], where, row, fresh, changes)
+    model = _load_file(str(name).partition(":")[0], where, row, fresh, changes, quiet)
     if not quiet and row.license:
         print(f"opticus: weights {name}, licence {row.license} ({row.source})", file=sys.stderr)  # noqa: T201 - asked for once per load
     return model
 
 
-def _load_unnamed(path: Path, fresh: str | None, changes: dict[str, Any]) -> Model:
+def _load_unnamed(path: Path, fresh: str | None, changes: dict[str, Any], quiet: bool) -> Model:
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     meta = _own(path)
     if meta is not None:
-        return _load_saved(path, meta, fresh, changes)
+        return _load_saved(path, meta, fresh, changes, quiet)
     found = identify(path)
     if found.name is None:
         raise WeightsError(f"{path}: {found}")
-    return _load_file(found.name, path, None, fresh, changes)
+    return _load_file(found.name, path, None, fresh, changes, quiet)
 
 
 def _shipped(url: str) -> Path:
@@ -163,7 +163,7 @@ def _own(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _load_saved(path: Path, meta: dict[str, Any], fresh: str | None, changes: dict[str, Any]) -> Model:
+def _load_saved(path: Path, meta: dict[str, Any], fresh: str | None, changes: dict[str, Any], quiet: bool) -> Model:
     try:
         name, config = meta["model"], zoo.config_from_json(meta["model"], meta["config"])
         prepare, names, ids = Prepare.from_json(meta["prepare"]), meta.get("labels"), meta.get("label_ids")
@@ -171,7 +171,7 @@ def _load_saved(path: Path, meta: dict[str, Any], fresh: str | None, changes: di
         raise WeightsError(f"{path}: its opticus metadata is incomplete ({error})") from error
     config = zoo.config_of_changed(name, config, changes)
     network, module = zoo.build(name, config), zoo.paper(zoo.split(name)[0])
-    load_into(
+    loaded = load_into(
         network, read(path).state, SAME, fresh=fresh, classes=changes.get("classes"), file=str(path),
         positions=getattr(module, "POSITIONS", None),
     )  # fmt: skip
@@ -182,7 +182,17 @@ def _load_saved(path: Path, meta: dict[str, Any], fresh: str | None, changes: di
         labels=tuple(names) if names and not new_head else None, label_ids=tuple(ids) if ids and not new_head else None,
         license=meta.get("license"), provenance={**meta.get("provenance", {}), "file": path.name},
     )  # fmt: skip
-    return bind(network.eval(), card)
+    return _told(bind(network.eval(), card), loaded, quiet)
+
+
+def _told(model: Model, loaded: Loaded, quiet: bool) -> Model:
+    """The model, after saying which tensors the file did not fill because the caller asked for that."""
+    if loaded.fresh:
+        model.card.provenance["fresh"] = list(loaded.fresh)
+        if not quiet:
+            more = f" and {len(loaded.fresh) - 8} more" if len(loaded.fresh) > 8 else ""
+            print(f"opticus: {model.card.name}: not loaded, fresh: {', '.join(loaded.fresh[:8])}{more}", file=sys.stderr)  # noqa: T201 - rule 7
+    return model
 
 
 @dataclass(frozen=True)
@@ -200,14 +210,14 @@ class _Fit:
         return len(found.unmatched) + len(found.missing) + len(found.extra) + len(found.misshapen)
 
 
-def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, changes: dict[str, Any]) -> Model:
+def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, changes: dict[str, Any], quiet: bool) -> Model:
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file")
     meta = _own(path)
     if meta is not None:
         if meta.get("model") != name:
             raise WeightsError(f"{path}: holds {meta.get('model')}, not {name}")
-        return _load_saved(path, meta, fresh, changes)
+        return _load_saved(path, meta, fresh, changes, quiet)
     stem, _, tag = zoo.split(name)
     if tag is not None:
         raise UsageError(f"load({name!r}, file): a tag names published weights to fetch; with a file use {name.split(':')[0]!r}")
@@ -216,7 +226,7 @@ def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, ch
         changes = {"classes": row.classes, **changes}
     fit = _best_fit(name, zoo.config_of(name, changes), path, row, fresh, asked="classes" in changes)
     network, content = zoo.build(name, fit.config), read(path, fit.layout)
-    load_into(
+    loaded = load_into(
         network, content.state, module.FORMATS[fit.format], fresh=fresh, classes=changes.get("classes"), file=str(path),
         positions=getattr(module, "POSITIONS", None), ignore=getattr(module, "IGNORE", None),
     )  # fmt: skip
@@ -236,7 +246,7 @@ def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, ch
         license=None if row is None else row.license,
         provenance={"file": path.name, "format": fit.format, "layout": str(fit.layout), "url": None if row is None else row.url},
     )  # fmt: skip
-    return bind(network.eval(), card)
+    return _told(bind(network.eval(), card), loaded, quiet)
 
 
 def _with(classes: int | None, changes: dict[str, Any]) -> dict[str, Any]:
