@@ -85,7 +85,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def reference(record: dict[str, Any]) -> str:
     """Where the expected outputs were recorded."""
     found = record["reference"]
-    version = "; ".join([f"commit {found['commit'][:12]}"] * ("commit" in found) + [found["version"]] * ("version" in found))
+    known = (f"commit {found['commit'][:12]}" if "commit" in found else "", found.get("version", ""))
+    version = "; ".join(word for word in known if word)
     where = found["repository"]
     link = f"[{where.removeprefix('https://')}]({where})" if where.startswith("http") else where
     licences = "; ".join(dict.fromkeys(part.strip() for part in found["license"].split(";")))
