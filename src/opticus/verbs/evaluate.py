@@ -100,6 +100,9 @@ def score(
     if not hasattr(model, "results"):
         raise CapabilityError(f"{card.name} has no results(): it cannot be evaluated")
     metric, places = metric_for(card, dataset, split), label_map(card, dataset.names)
+    classes = getattr(cast(Any, model).config, "classes", None)
+    if card.labels is None and classes is not None and classes != len(dataset.names):
+        raise UsageError(f"{card.name} has {classes} classes without names, the data set has {len(dataset.names)}")
     indices = range(collectives.rank(), count, collectives.world_size())
     evaluation = Evaluation({}, metric, {}, HEADLINE[card.task])
     bar: Any = tqdm(total=len(indices), unit="img", desc=f"evaluate {split}", file=sys.stderr, disable=quiet, leave=False)
@@ -114,6 +117,8 @@ def score(
             bar.update(len(samples))
     for state in collectives.gather_objects(metric.state()) if collectives.world_size() > 1 else []:
         metric.merge(cast(Any, state))
+    if len(metric) != count:
+        raise DataError(f"the {split} split has {count} samples but only {len(metric)} different ids: not all would be scored")
     evaluation.values = metric.compute()
     evaluation.protocol = {**metric.protocol, "limit": limit}
     return evaluation
@@ -137,14 +142,17 @@ def label_map(card: Card, names: Sequence[str]) -> list[int] | None:
     """
     if card.labels is None or tuple(card.labels) == tuple(names):
         return None
-    known = set(card.labels)
+    table = card.labels
+    if tuple(table) == labels("imagenet1k") and set(names) <= set(labels("imagenet1k_synsets")):
+        table = labels("imagenet1k_synsets")  # ImageNet as published: folders named by WordNet ids
+    known = set(table)
     absent = [name for name in names if name not in known]
     if absent:
         raise UsageError(
             f"{card.name} does not know the data set's classes {', '.join(map(repr, absent[:5]))} ({len(absent)} in all)"
         )
     where = {name: i for i, name in enumerate(names)}
-    return [where.get(name, -1) for name in card.labels]
+    return [where.get(name, -1) for name in table]
 
 
 def relabel(result: Result, places: list[int] | None) -> Result:
