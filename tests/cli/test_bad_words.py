@@ -64,6 +64,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("train lenet/5 data=slip.zip", 3, "would be written outside the folder; refused"),
     ("train resume=nowhere", 3, "nowhere: nothing to resume"),
     ("train resume=empty", 3, "empty: nothing to resume"),
+    ("train resume={run} out=elsewhere", 2, "a resumed run goes on in its own folder"),
     ("train --resume", 2, "--resume needs a value"),
     ("train lenet/5 data=", 2, "data needs a value"),
     ("train lenet/5 data=digits data=scenes", 2, "data is given twice"),
@@ -297,6 +298,19 @@ def test_a_loss_that_is_not_finite_names_the_samples(cli: Any) -> None:
         and "the loss is not finite at step" in answer.sentence
         and "samples of the batch: digit" in answer.sentence
     )
+
+
+def test_a_disk_that_is_full_for_the_state_only(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    from opticus.training import state
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(state, "save_file", failing)
+    answer = cli("train", "lenet/5", "data=digits", "steps=1", "out=r", "evaluate_every=0", "test=false", "quiet=true")
+    assert answer.code == 3 and "state.safetensors: cannot be written" in answer.sentence and "No space left" in answer.sentence
 
 
 @pytest.mark.parametrize("damage", ["args.json", "state/state.safetensors"])

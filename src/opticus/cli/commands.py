@@ -42,6 +42,8 @@ class Train:
         """Train, score the best weights on the test split, and write the report."""
         import opticus
 
+        if self.resume is not None and self.out is not None:
+            raise UsageError("a resumed run goes on in its own folder; leave out= away")
         if self.resume is None and (self.model is None or self.data is None):
             raise UsageError("opticus train needs MODEL and data=, such as: opticus train centernet/tiny data=scenes")
         result = opticus.train(

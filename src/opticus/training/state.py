@@ -64,7 +64,14 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     """Write `state` (nested, with tensors) as the run's state. Raises an opticus.Error if the folder or disk refuses."""
     tensors: dict[str, Tensor] = {}
     header = {"opticus": json.dumps(pack(state, tensors))}
-    return write_atomic(folder / "state" / FILE, lambda part: save_file(tensors, part, metadata=header))
+
+    def write(part: Path) -> None:
+        try:
+            save_file(tensors, part, metadata=header)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(str(error)) from error
+
+    return write_atomic(folder / "state" / FILE, write)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
