@@ -97,6 +97,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("predict {run} empty", 3, "empty: no pictures in this folder"),
     ("predict {run} bomb.png", 3, "bomb.png: more pixels than the budget"),
     ("predict {run} short.png", 3, "short.png: the picture is corrupt or truncated"),
+    ("predict {run} nan.tif", 3, "nan.tif: pixels are floating-point numbers"),
     ("predict {run} text.txt", 3, "text.txt: not an image"),
     ("predict {run} clip.mp4", 3, "clip.mp4: the video cannot be decoded"),
     ("predict {run} {pic} threshold=2", 2, "threshold must be in [0, 1]"),
@@ -200,6 +201,7 @@ def corner(cli: Any, trained: Path) -> Any:
     Path("short.png").write_bytes(picture[: len(picture) - 30])
     Path("good.png").unlink()
     Path("bomb.png").write_bytes(bomb())
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save("nan.tif")
     with zipfile.ZipFile("slip.zip", "w") as archive:
         archive.writestr("../../slipped.txt", "x")
     return cli
@@ -336,6 +338,34 @@ def test_a_pickle_is_never_executed(corner: Any) -> None:
     for words in (("identify", "evil.pth"), ("predict", "evil.pth", "x.png"), ("info", "lenet/5", "weights=evil.pth")):
         assert corner(*words).code == 3
     assert not Path("pwned").exists()
+
+
+def test_a_pickle_in_a_data_set_is_never_executed(corner: Any) -> None:
+    import pickle
+
+    Path("c").mkdir()
+    Path("c/data_batch_1").write_bytes(pickle.dumps({b"data": Evil(), b"labels": [0]}))
+    for words in (("doctor", "c"), ("train", "lenet/5", "data=c", "steps=1")):
+        answer = corner(*words)
+        assert answer.code in (1, 3) and "data_batch_1" in answer.out + answer.err
+    assert not Path("pwned").exists() and not Path("runs").exists()
+
+
+def test_a_bomb_or_a_torn_picture_in_a_data_set_is_named(cli: Any, trained: Path) -> None:
+    for split in ("train", "test"):
+        for name in map(str, range(10)):
+            Path("d", split, name).mkdir(parents=True)
+            Image.fromarray(np.full((8, 8, 3), 20 * int(name), np.uint8)).save(f"d/{split}/{name}/x.png")
+    Path("d/test/3/x.png").write_bytes(bomb())
+    Path("d/train/4/x.png").write_bytes(Path("d/train/5/x.png").read_bytes()[:-30])
+    answer = cli("doctor", "d", "quarantine=q.csv", "--json")
+    found = json.loads(answer.out)
+    assert answer.code == 1 and found["errors"] >= 2
+    assert sum("x.png" in line for line in Path("q.csv").read_text().splitlines()) >= 2
+    answer = cli("val", trained, "data=d", "quiet=true")
+    assert answer.code == 3 and "x.png" in answer.sentence and "budget" in answer.sentence
+    answer = cli("train", "lenet/5", "data=d", "steps=9", "batch=10", "evaluate_every=0", "test=false", "quiet=true", "out=r")
+    assert answer.code == 3 and "x.png" in answer.sentence
 
 
 def test_data_without_samples_of_a_split(cli: Any) -> None:
