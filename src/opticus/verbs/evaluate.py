@@ -20,6 +20,7 @@ from opticus.ops import collectives
 from opticus.structures import CapabilityError, Classes, DataError, Dataset, Instances, Picture, Result, Sample, UsageError
 from opticus.verbs.models import Card
 from opticus.verbs.predict import contiguous, infer, place
+from opticus.weights.labels import labels
 
 AnyMetric = Accuracy | CocoDetection
 HEADLINE = {"classify": "top1", "detect": "AP"}
