@@ -35,6 +35,14 @@ def test_every_verb_has_help(cli: Any, verb: str) -> None:
     assert answer.out.startswith(f"usage: opticus {verb}") and "--json" in answer.out
 
 
+def test_the_settings_that_help_names_exist(cli: Any) -> None:
+    from opticus.cli.main import SETTINGS
+    from opticus.verbs.train import OPTIM_FIELDS, RECIPE_FIELDS
+
+    assert set(SETTINGS) - {"weights"} <= OPTIM_FIELDS | RECIPE_FIELDS
+    assert all(name in cli("train", "--help").out for name in SETTINGS)
+
+
 def test_version(cli: Any) -> None:
     import opticus
 

@@ -14,6 +14,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from opticus.structures.errors import Error, UnknownNameError, UsageError
 
 OK, FINDINGS, USAGE, FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
+SETTINGS = (
+    *("epochs", "steps", "batch", "lr", "weight_decay", "clip", "kind", "average", "seed", "workers", "precision", "device"),
+    *("accumulate", "patience", "evaluate_every", "save_every", "log_every", "metric", "weights"),
+)  # the common ones, known here without importing torch
 FAULT = "a fault of opticus itself"
 
 
@@ -90,8 +94,13 @@ def _help(name: str, command: Any) -> None:
 
     words = [field.name.upper() for field in dataclasses.fields(command) if field.metadata.get("word")]
     print(" ".join(["usage: opticus", name, *words, "[key=value | --key value ...]"]), end="\n\n")
-    with contextlib.suppress(SystemExit):
+    text = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
         tyro.cli(command, prog=f"opticus {name}", args=["--help"])
+    _, _, rest = text.getvalue().partition("\n\n")  # its own usage line knows no words and no key=value
+    print(rest.rstrip())
+    if "more" in {field.name for field in dataclasses.fields(command)}:
+        print(f"\nother keys, of the recipe: {', '.join(SETTINGS)}; and the settings of MODEL")
 
 
 def parse(name: str, command: Any, words: Sequence[str]) -> Any:
