@@ -12,9 +12,11 @@ import torch
 import opticus
 from opticus.data.open import open_data
 from opticus.plot.figures import read_curves
-from opticus.structures import Classes, Sample, TrainError, UsageError
+from opticus.structures import Batch, Classes, Progress, Sample, TrainError, UsageError
+from opticus.training.loop import loop
 from opticus.training.optim import build, factor_at
-from opticus.training.recipe import Group, Optim, Recipe, Schedule
+from opticus.training.recipe import Group, Job, Optim, Recipe, Schedule
+from opticus.training.state import load_state
 from opticus.transforms.geometry import Resize
 from opticus.verbs.models import create
 
@@ -126,3 +128,45 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
         assert torch.equal(again.images.pixels, runs[number].images.pixels)
     assert torch.equal(before, torch.get_rng_state()), "the loader must not touch the global generator"
     assert len({i for b in runs[:137] for i in b.ids}) == 137 * 8, "an epoch visits each sample once"
+
+
+class Late(torch.nn.Module):
+    """An objective that trains one number; phase "late" joins after `wait` steps; from step `bad` on its gradient is not finite."""
+
+    def __init__(self, wait: int = 0, bad: int = 10**9) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(1, 1)
+        self.other = torch.nn.Linear(1, 1)
+        self.wait, self.bad = wait, bad
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        return ("early",) if step < self.wait else ("early", "late")
+
+    def parameters_of(self, phase: str) -> list[torch.nn.Parameter]:
+        return list((self.network if phase == "early" else self.other).parameters())
+
+    def forward(self, batch: Batch, at: Progress) -> dict[str, torch.Tensor]:
+        value = (self.network if at.phase == "early" else self.other).weight.sum()
+        return {at.phase: (value - value.detach()).sqrt() if at.step >= self.bad else value**2}
+
+    def before_update(self, at: Progress) -> None: ...
+    def after_step(self, at: Progress) -> None: ...
+
+
+def endless(first: int, rank: int, world: int) -> Any:
+    while True:
+        yield Batch(None, (None,), (f"sample{first}",))
+        first += 1
+
+
+def test_a_phase_may_join_late(tmp_path: Path) -> None:
+    recipe = Recipe("late", "", batch=1, steps=1010, optim={"all": Optim(clip=1.0)}, save_every=2000, log_every=500)
+    outcome = loop(Job(recipe, Late(wait=1005), endless, 1, tmp_path, {}, quiet=True))
+    assert outcome.steps == 1010
+
+
+def test_a_non_finite_gradient_stops_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    recipe = Recipe("late", "", batch=1, steps=9, optim={"all": Optim(clip=1.0)}, save_every=1)
+    with pytest.raises(TrainError, match=r"gradient is not finite at step 4.*samples of the batch: sample4"):
+        loop(Job(recipe, Late(bad=4), endless, 1, tmp_path, {}, quiet=True))
+    assert torch.isfinite(load_state(tmp_path)["objective"]["network.weight"]).all()

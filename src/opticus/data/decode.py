@@ -51,6 +51,17 @@ def decode(source: Path | str | bytes | IO[bytes], name: str = "", *, budget: in
     return Picture(torch.from_numpy(array))
 
 
+def from_pil(image: Image.Image, name: str = "the picture") -> Picture:
+    """An open Pillow image by the rules of `decode`: EXIF orientation applied if it still has one, 16 bits scaled, alpha dropped."""
+    try:
+        upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+        return Picture(torch.from_numpy(np.array(_to_rgb(upright, name))))
+    except ImageError:
+        raise
+    except _BROKEN as error:
+        raise ImageError(f"{name}: the picture is corrupt or truncated ({error})") from error
+
+
 def header(source: Path | str | bytes | IO[bytes], name: str = "", *, budget: int = PIXEL_BUDGET) -> Header:
     """Size, EXIF orientation, format and mode of an image without decoding its pixels; raises ImageError like `decode`."""
     label = name or (str(source) if isinstance(source, (str, Path)) else "the picture")

@@ -23,7 +23,7 @@ def matches(path: Path) -> bool:
 def read(path: Path, split: str) -> ClassFolders:
     """The split `split`; a folder without split folders has "train" only. The classes are those of all splits together."""
     places = {folder.name: folder for folder in folders_in(path) if is_split(folder.name) and _has_classes(folder)}
-    if "train" not in map(canonical, places):
+    if "train" not in map(canonical, places) and len(places) < len(folders_in(path)):
         places = {"train": path}
     name = resolve(split, places, str(path))
     names = sorted({folder.name for place in places.values() for folder in folders_in(place)})

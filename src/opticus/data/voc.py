@@ -7,7 +7,9 @@ VOC classes, or the alphabet when a data set has other names.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from array import array
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse"),
     *("motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+_NAME = re.compile(rb"<name>\s*([^<]*?)\s*</name>")
 _DEPTH = 32  # levels of XML; VOC uses four
 
 
@@ -118,9 +121,15 @@ def _whole(text: str) -> int:
 
 
 def _names(root: Path, used: list[str]) -> tuple[str, ...]:
-    if set(used) <= set(NAMES):
-        return NAMES
+    """The same for every split: VOC's twenty names if no annotation has another one, else all that occur."""
     everything = set(used)
+    for file in (root / "Annotations").glob("*.xml"):
+        with contextlib.suppress(OSError):  # an unreadable file is noted where its record is read
+            quick = {word.decode("utf-8", "replace") for word in _NAME.findall(file.read_bytes())}
+            if not quick <= everything | set(NAMES):  # names of parts ("head") are not those of objects: look closely
+                everything |= {name for name, _, _ in _record(file, file.stem, [])[2]}
+    if everything <= set(NAMES):
+        return NAMES
     for file in (root / "Annotations").glob("*.xml"):
         everything |= {name for name, _, _ in _record(file, file.stem, [])[2]}
     return tuple(sorted(everything))

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from opticus.structures import Batch, CapabilityError, Progress
 
 Criterion = Callable[[Any, Batch], dict[str, Tensor]]
+
+
+def widened(out: Any) -> Any:
+    """A network's output with half-precision parts as float32: targets in pixels or near 1 have no room in eight bits."""
+    if isinstance(out, Tensor):
+        return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+    if isinstance(out, tuple) and hasattr(out, "_fields"):
+        return type(out)(*(widened(part) for part in cast("tuple[Any, ...]", out)))
+    return out
 
 
 class Supervised(nn.Module):
@@ -36,7 +46,7 @@ class Supervised(nn.Module):
         """The criterion's terms for one batch; CapabilityError if the batch has no images."""
         if batch.images is None:
             raise CapabilityError(f"{type(self.network).__name__} is trained on images, but batch {batch.ids[:1]} has none")
-        return self.criterion(self.network(batch.images.pixels, batch.images.valid), batch)
+        return self.criterion(widened(self.network(batch.images.pixels, batch.images.valid)), batch)
 
     def before_update(self, at: Progress) -> None:
         """Nothing: gradients go to the optimiser as they are."""

@@ -6,7 +6,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, cast
@@ -39,7 +39,7 @@ def loop(job: Job) -> Outcome:
             run.train_step([next(batches) for _ in range(job.recipe.accumulate)])
             if run.due_evaluation():
                 run.evaluate()
-            if interrupted():
+            if run.agreed(interrupted()):
                 run.stopped = "interrupted"
             if run.step % job.recipe.save_every == 0 or run.step == job.steps or run.stopped != "finished":
                 run.save()
@@ -71,7 +71,7 @@ class Run:
         self.step, self.waited, self.stopped = 0, 0, "finished"
         self.best: float | None = None
         self.values: dict[str, float] = {}
-        self.environment = state.environment(self.world, self.device.type)
+        self.environment = state.environment(self.world, self.device.type) | job.conditions()
         self.started, self.seen = time.perf_counter(), 0
         if job.resume:
             self._resume()
@@ -115,7 +115,10 @@ class Run:
         self.job.objective.before_update(at)
         clip = self._rule(phase).clip
         if clip is not None:
-            self.accelerator.clip_grad_norm_(self.trained[phase], clip)
+            norm = self.accelerator.clip_grad_norm_(self.trained[phase], clip)
+            if self.recipe.precision != "fp16" and not bool(torch.isfinite(norm)):  # fp16's scaler skips such steps itself
+                ids = _some([id for batch in batches for id in batch.ids])
+                raise TrainError(f"the gradient is not finite at step {self.step}, though the loss is; samples of the batch: {ids}")
         optimiser.step()
         return dict(zip(totals, torch.stack(list(totals.values())).tolist()))
 
@@ -129,7 +132,7 @@ class Run:
             if batch.images is None or bool(torch.isfinite(batch.images.pixels).all())
             else "; the pictures hold non-finite pixels"
         )
-        ids = ", ".join(batch.ids[:32]) + (", ..." if len(batch.ids) > 32 else "")
+        ids = _some(batch.ids)
         raise TrainError(
             f"the loss is not finite at step {self.step} ({', '.join(bad) or 'their sum'}){inputs}; samples of the batch: {ids}"
         )
@@ -156,6 +159,10 @@ class Run:
         per_epoch = max(self.job.steps_per_epoch, 1)
         epochs = -(-self.job.steps // per_epoch)
         return Progress(self.step, self.step // per_epoch, self.job.steps, epochs, phase, (self.step + 1) % per_epoch == 0)
+
+    def agreed(self, stop: bool) -> bool:
+        """Whether any process wants to stop: all must stop after the same step, or they wait for each other for ever."""
+        return stop if self.world == 1 else bool(collectives.all_reduce(torch.tensor(float(stop), device=self.device)) > 0)
 
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
@@ -260,8 +267,8 @@ class Run:
             self.log.close()
 
     def _phase_names(self) -> tuple[str, ...]:
-        horizon = min(max(self.job.steps, 1), 1000)
-        return tuple(dict.fromkeys(name for step in range(horizon) for name in self.job.objective.phases(step)))
+        steps = range(max(self.job.steps, 1))  # a phase may join late in the run
+        return tuple(dict.fromkeys(name for step in steps for name in self.job.objective.phases(step)))
 
     def _rule(self, phase: str) -> optim.Optim:
         rules = self.recipe.optim
@@ -284,6 +291,10 @@ class Run:
         if self.recipe.precision == "fp16":
             self.optimisers = {n: self.accelerator.prepare_optimizer(o) for n, o in self.optimisers.items()}
         return prepared
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:32]) + (", ..." if len(ids) > 32 else "")
 
 
 def _accelerator(precision: str, device: str) -> Any:

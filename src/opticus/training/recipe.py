@@ -173,6 +173,12 @@ class Job:
         recipe = self.recipe
         return recipe.steps if recipe.steps is not None else max(round((recipe.epochs or 0) * self.steps_per_epoch), 0)
 
+    def conditions(self) -> dict[str, Any]:
+        """What decides which samples a step sees and how: a resumed run with any of it changed would be another run."""
+        names = ("seed", "batch", "accumulate", "precision")
+        data = self.meta.get("provenance", {}).get("trained_on")
+        return {"data": data, **{name: getattr(self.recipe, name) for name in names}}
+
 
 @dataclass
 class Outcome:

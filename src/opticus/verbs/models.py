@@ -32,8 +32,8 @@ SHIPPED = "package:"  # urls of weights that travel inside the wheel
 class Card:
     """What travels with a model besides its tensors.
 
-    `labels` names the network's raw outputs; entries that are no class ("N/A", "background") do not reach results. `label_ids`
-    are the data set's own ids of those outputs.
+    `labels` names the network's raw outputs; in published tables entries that are no class ("N/A", "background") do not reach
+    results, while of a data set's `own` labels every one is a class. `label_ids` are the data set's own ids of those outputs.
     """
 
     name: str
@@ -42,10 +42,11 @@ class Card:
     label_ids: tuple[int, ...] | None = None
     license: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+    own: bool = False  # the labels are those of a data set it was trained on
 
     def kept(self) -> list[int] | None:
         """Raw outputs that are classes, in order; None without names."""
-        return None if self.labels is None else [i for i, name in enumerate(self.labels) if name not in NO_CLASS]
+        return None if self.labels is None else [i for i, name in enumerate(self.labels) if self.own or name not in NO_CLASS]
 
 
 NO_CLASS = ("N/A", "background", "__background__")
@@ -181,6 +182,7 @@ def _load_saved(path: Path, meta: dict[str, Any], fresh: str | None, changes: di
         name, module.TASK,
         labels=tuple(names) if names and not new_head else None, label_ids=tuple(ids) if ids and not new_head else None,
         license=meta.get("license"), provenance={**meta.get("provenance", {}), "file": path.name},
+        own=bool(meta.get("own_labels")) and not new_head,
     )  # fmt: skip
     return _told(bind(network.eval(), card), loaded, quiet)
 
@@ -318,6 +320,7 @@ def meta_of(model: nn.Module) -> dict[str, Any]:
         "prepare": network.prepare.to_json(),
         "labels": None if card.labels is None else list(card.labels),
         "label_ids": None if card.label_ids is None else list(card.label_ids),
+        "own_labels": card.own,
         "license": card.license,
         "provenance": card.provenance,
         "opticus": version("opticus"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, overload
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opticus.losses.supervised import widened
 from opticus.structures import (
     CapabilityError,
     Classes,
@@ -128,6 +130,7 @@ class Choice(NamedTuple):
         return result if self.limit is None else result[: self.limit]
 
     def _classes(self, result: Classes) -> Classes:
+        result = contiguous_classes(result, self.kept)
         keep = torch.ones(len(result), dtype=torch.bool)
         if result.scores is not None and self.threshold > 0:
             keep &= result.scores >= self.threshold
@@ -149,6 +152,18 @@ def contiguous(result: Instances, kept: list[int] | None) -> Instances:
     return result
 
 
+def contiguous_classes(result: Classes, kept: list[int] | None) -> Classes:
+    """As `contiguous`, for ranked classes; `probs` lose the outputs that are no classes."""
+    count = len(result) if result.probs is None else len(result.probs)
+    if kept is None or kept == list(range(max(count, len(kept)))):
+        return result
+    table = torch.full((max([*kept, *result.labels.tolist()]) + 1,), -1, dtype=torch.int64)
+    table[torch.tensor(kept)] = torch.arange(len(kept))
+    moved = table[result.labels]
+    scores = None if result.scores is None else result.scores[moved >= 0]
+    return Classes(moved[moved >= 0], scores, None if result.probs is None else result.probs[torch.tensor(kept)])
+
+
 def _stream(model: nn.Module, source: Any, choose: Choice, batch: int, device: str | None, precision: str) -> Iterator[Prediction]:
     items = pictures(source)
     while chunk := list(islice(items, batch)):
@@ -160,26 +175,26 @@ def infer(model: nn.Module, batch: Sequence[Picture], device: str | None = None,
     """Raw results of one batch of pictures, in original pixels. The training mode of every module is left as it was found."""
     network = cast(Any, model)
     where = place(model, device)
-    images = prepare(batch, network.prepare).to(where)
+    wide = next((p.dtype for p in model.parameters() if p.dtype == torch.float64), None)
+    images = prepare(batch, network.prepare).to(where, wide)
     modes = {module: module.training for module in model.modules()}  # parts may be frozen apart from the rest
     model.eval()
     try:
         with torch.inference_mode(), _precision(where, precision):
             out = model(images.pixels, images.valid) if images.valid is not None else model(images.pixels)
-            results: list[Result] = network.results(_float(out), images)
+            results: list[Result] = network.results(widened(out), images)
     finally:
         for module, training in modes.items():
             module.training = training
-    return results
+    return [_on_cpu(result) for result in results]
 
 
-def _float(out: Any) -> Any:
-    """Reduced-precision outputs become float32 before they are decoded."""
-    if isinstance(out, Tensor):
-        return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
-    if isinstance(out, tuple) and hasattr(out, "_fields"):
-        return type(out)(*(_float(v) for v in cast(tuple[Any, ...], out)))
-    return out
+def _on_cpu(result: Result) -> Result:
+    """Results are small and what follows (names, pictures, metrics) works on the CPU."""
+    if isinstance(result, Instances):
+        return result.to("cpu")
+    moved = {f.name: value.cpu() for f in fields(result) if isinstance(value := getattr(result, f.name), Tensor)}
+    return replace(result, **moved) if moved else result
 
 
 def _precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -246,7 +261,9 @@ def _paths(path: Path) -> Iterator[Item]:
 
 def _arrays(source: Any) -> Iterator[Item]:
     if hasattr(source, "convert"):
-        pixels = torch.from_numpy(np.array(source.convert("RGB")))
+        from opticus.data.decode import from_pil
+
+        pixels = from_pil(source).pixels
     else:
         pixels = torch.from_numpy(np.ascontiguousarray(source)) if isinstance(source, np.ndarray) else cast(Tensor, source).cpu()
     if pixels.dtype != torch.uint8:

@@ -83,6 +83,7 @@ def report_of(
 def rewrite(folder: Path) -> Path:
     """Score the best weights of a finished run again and write its report anew. Raises DataError if its data has no name."""
     from opticus.data.open import open_data
+    from opticus.data.splits import canonical
     from opticus.verbs.evaluate import score
     from opticus.verbs.models import load
 
@@ -92,9 +93,10 @@ def rewrite(folder: Path) -> Path:
     if arguments.get("data") is None:
         raise DataError(f"{folder}: was trained on data without a name; write its report where it was trained")
     model = load(folder)
-    first = open_data(arguments["data"], arguments["split"][0], on_bad="quarantine")
-    name = next((s for s in arguments["split"][:0:-1] if s in first.splits), arguments["split"][0])
-    data = open_data(arguments["data"], name, on_bad="quarantine")
+    first = open_data(arguments["data"], arguments["split"][0], on_bad="keep")
+    there = {word for name in first.splits for word in (name, canonical(name))}  # "valid" is "val"
+    name = next((s for s in arguments["split"][:0:-1] if s in there), arguments["split"][0])
+    data = open_data(arguments["data"], name, on_bad="quarantine", quarantine=arguments.get("quarantine"))
     done = score(model, data, name, quiet=False, keep=PAIRS)
     return report_of(folder, model, done, data, None)
 

@@ -19,6 +19,8 @@ from opticus import zoo
 from opticus.data.loader import Plan, batches, steps_per_epoch
 from opticus.data.open import open_data
 from opticus.data.records import Source
+from opticus.ops import collectives
+from opticus.data.splits import canonical
 from opticus.structures import Batch, CapabilityError, Objective, Sample, TrainError, UnknownNameError, UsageError
 from opticus.structures.files import write_text
 from opticus.training.loop import loop
@@ -40,6 +42,7 @@ RECIPE_FIELDS = {field.name for field in dataclasses.fields(Recipe)} - {
 }
 
 
+SPLITS = ("train", "val", "test")
 LABELLED = ("classify", "detect", "segment", "panoptic", "pose", "caption")  # tasks that need targets of their own kind
 
 
@@ -78,7 +81,7 @@ def train(
     out: str | Path | None = None,
     recipe: Recipe | Callable[[str, Source], Recipe],
     resume: bool | str | Path = False,
-    split: tuple[str, str, str] = ("train", "val", "test"),
+    split: tuple[str, str, str] = SPLITS,
     on_bad: str = "raise",
     quarantine: str | Path | None = None,
     quiet: bool = False,
@@ -97,7 +100,9 @@ def train(
     resuming = bool(resume)
     if isinstance(resume, (str, Path)):
         out = Path(resume)
-        model, data, overrides = _from_folder(out, model, data, overrides)
+        model, data, overrides, opening = _from_folder(out, model, data, overrides)
+        split = tuple(opening["split"]) if split == SPLITS and len(opening["split"]) == 3 else split
+        on_bad, quarantine = opening["on_bad"] if on_bad == "raise" else on_bad, quarantine or opening["quarantine"]
     if model is None or data is None:
         raise UsageError("train needs a model and data, such as train('centernet/tiny', data='scenes')")
     opened, asked = _open(data, split, on_bad, quarantine), dict(overrides)
@@ -111,7 +116,8 @@ def train(
     objective = _objective(name, network, recipe.options)
     if not resuming:
         arguments = {"model": name if isinstance(model, str) else None, "data": str(data) if isinstance(data, (str, Path)) else None,
-                     "overrides": _plain(asked), "split": list(split), "recipe": to_json(recipe)}  # fmt: skip
+                     "overrides": _plain(asked), "split": list(split), "on_bad": on_bad,
+                     "quarantine": None if quarantine is None else str(quarantine), "recipe": to_json(recipe)}  # fmt: skip
         write_text(folder / "args.json", json.dumps(arguments, indent=1, default=repr))
         write_text(folder / "env.json", json.dumps({**process_info(), "torch": torch.__version__}, indent=1))
     job = _job(recipe, objective, network, opened, folder, resuming, quiet)
@@ -129,7 +135,8 @@ def _run(job: Job, network: Model, opened: Splits, test: bool, quiet: bool) -> R
         name = "test" if opened.test is not None else "val"
         result.evaluation = score(model, final, name, batch=job.recipe.batch, quiet=quiet, keep=64)
         seconds = time.perf_counter() - start
-        report_of(job.out, model, result.evaluation, final, job.recipe, seconds=seconds, steps=outcome.steps)
+        if collectives.rank() == 0:
+            report_of(job.out, model, result.evaluation, final, job.recipe, seconds=seconds, steps=outcome.steps)
     return result
 
 
@@ -165,7 +172,8 @@ def _open(data: Any, split: tuple[str, str, str], on_bad: str, quarantine: str |
     if hasattr(data, "target_of"):
         return Splits(data, None, None)
     first = open_data(data, split[0], **options)
-    others = {name: open_data(data, name, **options) if name in first.splits and name != split[0] else None for name in split[1:]}
+    there = {word for name in first.splits if name != first.split for word in (name, canonical(name))}  # "val2017" is "val"
+    others = {name: open_data(data, name, **options) if {name, canonical(name)} & there else None for name in split[1:]}
     skipped = getattr(first, "quarantined", None)
     if skipped:
         reasons = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:3])
@@ -201,7 +209,7 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
     card = network.card
     if card.task != data.task and card.task in LABELLED:
         raise CapabilityError(f"{plain} does {card.task}, but the data set is for {data.task}")
-    card.labels, card.label_ids = tuple(data.names), tuple(data.label_ids)
+    card.labels, card.label_ids, card.own = tuple(data.names), tuple(data.label_ids), True
     card.provenance = {**card.provenance, "trained_on": data.hash}
     return network.train(), plain
 
@@ -247,7 +255,7 @@ def _name_of(data: Any) -> str:
 
 def _from_folder(
     folder: Path, model: Any, data: Any, overrides: dict[str, Any]
-) -> tuple[str | nn.Module | None, str | Path | Source | Iterable[Sample] | None, dict[str, Any]]:
+) -> tuple[str | nn.Module | None, str | Path | Source | Iterable[Sample] | None, dict[str, Any], dict[str, Any]]:
     path = folder / "args.json"
     if not path.is_file():
         raise TrainError(f"{folder}: nothing to resume, {path} does not exist")
@@ -255,7 +263,12 @@ def _from_folder(
         saved = json.loads(path.read_text())
         stored = {**saved["overrides"], **overrides}
         stored.pop("weights", None)  # the state holds what became of them
-        return model or saved["model"], data if data is not None else saved["data"], stored
+        opening = {
+            "split": saved.get("split", SPLITS),
+            "on_bad": saved.get("on_bad", "raise"),
+            "quarantine": saved.get("quarantine"),
+        }
+        return model or saved["model"], data if data is not None else saved["data"], stored, opening
     except (ValueError, KeyError) as error:
         raise TrainError(f"{path}: not the arguments of a run ({error})") from error
 

@@ -65,6 +65,7 @@ def verify_resume(run: Path, steps: int = 12, *, kills: int = 2, seed: int = 0) 
         raise UsageError(f"steps must be at least 2, found {steps}")
     arguments = _arguments(run)
     overrides = [f"{key}={json.dumps(value)}" for key, value in arguments["overrides"].items() if key not in SKIPPED]
+    overrides += [f"{key}={arguments[key]}" for key in ("on_bad", "quarantine") if arguments.get(key) is not None]
     common = [f"steps={steps}", "save_every=2", "evaluate_every=0", "test=false", "quiet=true", *overrides]
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="opticus-verify-") as folder:
