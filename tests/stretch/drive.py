@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import opticus.models
+from opticus import zoo
 from opticus.recipes.choose import train
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.geometry import Resize
 
 PAPERS = str(Path(__file__).parent / "papers")
-if PAPERS not in opticus.models.__path__:
+
+
+@contextmanager
+def at_home() -> Generator[None]:
+    """The toys are papers of the catalogue for a while, whoever has looked at it before."""
     opticus.models.__path__.append(PAPERS)
+    zoo.paper_files.cache_clear()
+    try:
+        yield
+    finally:
+        opticus.models.__path__.remove(PAPERS)
+        zoo.paper_files.cache_clear()
+
 
 COMMON: dict[str, Any] = {"batch": 16, "steps": 20, "save_every": 3, "evaluate_every": 10, "log_every": 5}
 
@@ -41,4 +55,5 @@ def run(name: str, out: Path, resume: bool = False) -> Any:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(run(sys.argv[1], Path(sys.argv[2]), "resume" in sys.argv[3:]).values)
+    with at_home():
+        print(run(sys.argv[1], Path(sys.argv[2]), "resume" in sys.argv[3:]).values)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import drive
 
 SYSTEMS = ("toygan/tiny", "toyteacher/tiny", "toymean/plain")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def toys() -> Iterator[None]:
+    """The toys leave the catalogue again: other tests count it."""
+    with drive.at_home():
+        yield
 
 
 def start(name: str, out: Path, *more: str) -> subprocess.Popen[bytes]:
