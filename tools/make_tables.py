@@ -38,6 +38,7 @@ from opticus.recipes.choose import default, train
 from opticus.training.recipe import Recipe, to_json
 from opticus.training.state import load_state
 from opticus.verbs.models import load
+from opticus.weights.save import read_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, TABLE, PAGE = ROOT / "runs" / "tables", ROOT / "docs" / "tables.json", ROOT / "docs" / "tables.md"
@@ -65,9 +66,8 @@ class Row:
 
 ROWS = (
     Row("lenet/5", "digits"),
-    Row("resnet/tiny", "digits"),
-    Row("vit/tiny", "digits"),
     Row("resnet/tiny", "crops"),
+    Row("vit/tiny", "digits"),
     Row("vit/tiny", "crops"),
     Row("centernet/tiny", "scenes"),
     Row("detr/tiny", "scenes"),
@@ -102,9 +102,9 @@ def main() -> None:
 def trained(row: Row, stop: float) -> Path | None:
     """The run folder of `row`, trained as far as the budget allows; None if nothing is there."""
     folder, recipe = RUNS / row.name, recipe_of(row)
-    if (folder / "args.json").is_file() and unlike(folder, recipe):
+    if (folder / "args.json").is_file() and (unlike(folder, recipe) or trained_on(folder) not in (None, recipe_data(row))):
         aside = next(path for n in itertools.count(1) if not (path := folder.with_name(f"{row.name}.{n}")).exists())
-        print(f"{row.name}: the recipe has changed, the earlier run is now {aside.name}", file=sys.stderr)
+        print(f"{row.name}: the recipe or its data has changed, the earlier run is now {aside.name}", file=sys.stderr)
         folder.rename(aside)
     done = steps_of(folder)
     if done is not None and done >= (recipe.steps or 0) and (folder / "passport.json").is_file():
@@ -147,6 +147,16 @@ def unlike(folder: Path, recipe: Recipe) -> bool:
     """Whether the run in `folder` was made by another recipe."""
     then, now = json.loads((folder / "args.json").read_text())["recipe"], json.loads(json.dumps(to_json(recipe)))
     return any(then[key] != now[key] for key in then.keys() & now.keys() - INCIDENTAL)
+
+
+def trained_on(folder: Path) -> str | None:
+    """The hash of the data that the run in `folder` learned from, None if it has no weights yet."""
+    file = folder / "weights" / "last.safetensors"
+    return read_meta(file)["provenance"]["trained_on"] if file.is_file() else None
+
+
+def recipe_data(row: Row) -> str:
+    return open_data(row.data, "train").hash
 
 
 def steps_of(folder: Path) -> int | None:

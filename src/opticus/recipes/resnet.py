@@ -43,6 +43,7 @@ def tiny(model: str, data: Dataset) -> Recipe:
         schedules=(Schedule("cosine", warmup=0.1, end=0.005),),
         average=0.98,
         evaluate_every=300,
+        workers=1,
         note="two minutes and a half on two cores",
     )
 
