@@ -19,8 +19,8 @@ from opticus import zoo
 from opticus.data.loader import Plan, batches, steps_per_epoch
 from opticus.data.open import open_data
 from opticus.data.records import Source
-from opticus.ops import collectives
 from opticus.data.splits import canonical
+from opticus.ops import collectives
 from opticus.structures import Batch, CapabilityError, Objective, Sample, TrainError, UnknownNameError, UsageError
 from opticus.structures.files import write_text
 from opticus.training.loop import loop
