@@ -5,7 +5,7 @@ from __future__ import annotations
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.colour import ColourJitter
-from opticus.transforms.geometry import Affine, Flip, Resize
+from opticus.transforms.geometry import Affine, Flip, RandomResizedCrop, Resize
 
 
 def default(model: str, data: Dataset) -> Recipe:
@@ -30,18 +30,26 @@ def default(model: str, data: Dataset) -> Recipe:
 
 
 def tiny(model: str) -> Recipe:
-    """2,000 steps of batch 16 on 128x128 pictures; digits have a handedness, so nothing is flipped."""
+    """2,000 steps of batch 16 on 128x128 pictures; digits have a handedness, so nothing is flipped.
+
+    Scenes hold few photographs, so any hue may turn into any other; crops are mild because small digits are the hard ones. The
+    sizes weigh three times as much as in the paper: pictures are four times smaller than COCO's, and so are errors in cells.
+    """
     return Recipe(
         model,
         "scenes",
-        transforms=(ColourJitter(0.2, 0.2, 0.2), Resize((128, 128), "letterbox", fill=114)),
+        transforms=(
+            RandomResizedCrop((128, 128), scale=(0.7, 1.0), ratio=(0.85, 1.18), keep=0.5),
+            ColourJitter(0.4, 0.4, 0.4, 0.5),
+        ),
+        options={"size_weight": 0.3},
         batch=16,
         steps=2000,
-        optim={"all": Optim("adamw", lr=2.5e-3, weight_decay=0.01, clip=10.0)},
+        optim={"all": Optim("adamw", lr=3e-3, weight_decay=0.02, clip=10.0)},
         schedules=(Schedule("cosine", warmup=0.05, end=0.002),),
         average=0.995,
         evaluate_every=1000,
         save_every=500,
         workers=1,
-        note="five minutes on two cores",
+        note="the demo: minutes on two cores",
     )

@@ -220,7 +220,7 @@ def objective(network: CenterNet, **options: float) -> Supervised:
 # --- variants ----------------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(classes=10, neck=48, head=32, widths=(24, 40, 64, 96), depths=(1, 1, 1)),
+    "tiny": Config(classes=10, neck=48, head=48, widths=(24, 40, 72, 96), depths=(2, 2, 1)),
     "resnet18": Config(backbone=Part("resnet/18", classes=0)),
     "resnet101": Config(backbone=Part("resnet/101", classes=0)),
 }
