@@ -36,8 +36,10 @@ from opticus.models.classical._raw_pixels import NearestMean, Neighbours
 from opticus.models.classical._template_matching import TemplateMatching
 from opticus.recipes.choose import default, train
 from opticus.training.recipe import Recipe, to_json
-from opticus.training.state import load_state
+from opticus.training.state import FILE, load_state
+from opticus.verbs.evaluate import score
 from opticus.verbs.models import load
+from opticus.verbs.report import keep_passport
 from opticus.weights.save import read_meta
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,16 +109,28 @@ def trained(row: Row, stop: float) -> Path | None:
         print(f"{row.name}: the recipe or its data has changed, the earlier run is now {aside.name}", file=sys.stderr)
         folder.rename(aside)
     done = steps_of(folder)
-    if done is not None and done >= (recipe.steps or 0) and (folder / "passport.json").is_file():
+    if done is not None and done >= (recipe.steps or 0) and fresh(folder):
         return folder
     if time.monotonic() >= stop:
-        return folder if (folder / "passport.json").is_file() else None
+        return folder if fresh(folder) else None
     print(f"{row.name}: {'from the start' if done is None else f'from step {done}'}, of {recipe.steps}", file=sys.stderr)
     if done is None and (folder / "args.json").is_file():  # stopped before its first state
         (folder / "args.json").unlink()
-    with budget(stop):
-        train(row.model, row.data, out=folder, resume=done is not None)
+    try:
+        with budget(stop):
+            train(row.model, row.data, out=folder, resume=done is not None)
+    except KeyboardInterrupt:
+        if time.monotonic() < stop:
+            raise
+        reached = score(load(folder / "weights" / "last.safetensors", quiet=True), open_data(row.data, "test"), "test", quiet=False)
+        keep_passport(folder, reached)
     return folder
+
+
+def fresh(folder: Path) -> bool:
+    """Whether the figures in `folder` are those of its last state."""
+    passport, state = folder / "passport.json", folder / "state" / FILE
+    return passport.is_file() and passport.stat().st_mtime >= state.stat().st_mtime
 
 
 class budget:

@@ -1,6 +1,7 @@
 """Recipes: every one builds and runs on its data, travels as JSON, and two shrunken ones really learn, beside a fitted baseline."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,17 @@ def test_shrunken_recipes_learn_more_than_class_means(name, changes, lead, tmp_p
     ours = score(result.model, held, "test").values
     assert theirs.compute()["top1"] > 0.85
     assert ours["top1"] > theirs.compute()["top1"] + lead
+
+
+def test_changes_of_a_recipe_reach_the_network(tmp_path):
+    """The recipe's own settings of the model are applied, and what the caller asks for goes before them."""
+    recipe = Recipe("vit/tiny", "digits", changes={"dropout": 0.25, "depth": 2}, steps=0)
+    learned = Subset(open_data("digits", "train"), range(4))
+    for name, asked, depth in (("a", {}, 2), ("b", {"depth": 1}, 1)):
+        result = train("vit/tiny", learned, recipe=recipe, out=tmp_path / name, quiet=True, **asked)
+        assert (result.model.config.dropout, result.model.config.depth) == (0.25, depth)
+    with pytest.raises(UnknownNameError, match="dropuot"):
+        train("vit/tiny", learned, recipe=replace(recipe, changes={"dropuot": 0.1}), out=tmp_path / "c", quiet=True)
 
 
 def pictures(*rows):

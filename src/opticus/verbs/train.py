@@ -106,6 +106,9 @@ def train(
     if model is None or data is None:
         raise UsageError("train needs a model and data, such as train('centernet/tiny', data='scenes')")
     opened, asked = _open(data, split, on_bad, quarantine), dict(overrides)
+    if isinstance(model, str):  # a network that is made here is made as its recipe wants it
+        recipe = recipe if isinstance(recipe, Recipe) else recipe(model.partition(":")[0], opened.train)
+        overrides = {**recipe.changes, **overrides}
     network, name = _network(model, opened.train, overrides)
     recipe = _recipe(recipe, name, data, opened.train, overrides)
     card: Card = cast(Any, network).card
