@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,10 @@ def test_a_non_finite_gradient_stops_before_it_reaches_the_weights(tmp_path: Pat
     with pytest.raises(TrainError, match=r"gradient is not finite at step 4.*samples of the batch: sample4"):
         loop(Job(recipe, Late(bad=4), endless, 1, tmp_path, {}, quiet=True))
     assert torch.isfinite(load_state(tmp_path)["objective"]["network.weight"]).all()
+
+
+def test_tensorboard_gets_the_figures_where_it_is_installed(tmp_path: Path) -> None:
+    opticus.train("lenet/5", shapes(), out=tmp_path, steps=2, batch=8, log_every=1, **QUIET)
+    events = list((tmp_path / "tensorboard").glob("events.*"))
+    assert bool(events) == (importlib.util.find_spec("tensorboard") is not None)
+    assert not events or b"train/loss" in events[0].read_bytes()

@@ -44,7 +44,7 @@ def test_splits_under_other_names_are_used_and_every_class_of_the_data_is_a_clas
     (tmp_path / "report.html").unlink()
     assert rewrite(tmp_path).is_file()
     assert json.loads((tmp_path / "passport.json").read_text())["protocols"][0]["split"] == "val"
-    for model in (run.model, opticus.load(tmp_path)):
+    for model in (run.model, opticus.load(tmp_path), opticus.load("lenet/5", tmp_path)):
         for name in NAMES:
             best = model.predict(str(folders / "valid" / name / "0.png"))[0]
             assert best.to_json()["classes"][0]["name"] == name

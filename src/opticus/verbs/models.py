@@ -215,6 +215,8 @@ class _Fit:
 def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, changes: dict[str, Any], quiet: bool) -> Model:
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file")
+    if (path / "weights").is_dir():
+        path = _weights_of_run(path)
     meta = _own(path)
     if meta is not None:
         if meta.get("model") != name:
