@@ -139,3 +139,12 @@ def test_voc_names_are_those_of_all_splits(tmp_path: Path) -> None:
     for split, stem in (("train", "a"), ("val", "b")):
         (tmp_path / "ImageSets" / "Main" / f"{split}.txt").write_text(stem)
     assert open_data(tmp_path, "train").names == open_data(tmp_path, "val").names == ("helmet", "person")
+
+
+@pytest.mark.parametrize("name", ["resnet/tiny", "vit/tiny", "lenet/5"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_prepared_for_the_channels_asked_for(name: str, channels: int) -> None:
+    model: Any = opticus.create(name, channels=channels)
+    assert model.prepare.channels == channels
+    grey = model.predict(np.full((40, 40), 90, np.uint8))[0]
+    assert torch.equal(grey.probs, model.predict(np.full((40, 40, 3), 90, np.uint8))[0].probs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Samples:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index]
-        return sample if sample.id else Sample(sample.inputs, sample.target, f"{index:06d}", sample.matrix, sample.weight)
+        return sample if sample.id else replace(sample, id=f"{index:06d}")
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
@@ -36,6 +36,13 @@ class Prepare:
     order: Literal["rgb", "bgr"] = "rgb"
     fill: float = 0.0
     stride: int = 1
+
+    def with_channels(self, channels: int) -> Prepare:
+        """The same rule for another number of channels, all with the average mean and deviation."""
+        if channels == self.channels:
+            return self
+        mean, std = ((sum(values) / len(values),) for values in (self.mean, self.std))
+        return replace(self, channels=channels, mean=mean, std=std)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` is its inverse."""

@@ -122,7 +122,7 @@ class ResNet(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.prepare = PREPARE if config.stem == "imagenet" else SMALL
+        self.prepare = (PREPARE if config.stem == "imagenet" else SMALL).with_channels(config.channels)
         small = config.stem == "small"
         self.conv1 = nn.Conv2d(config.channels, config.width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
         self.bn1 = _norm(config.norm, config.width)

@@ -114,7 +114,7 @@ class ViT(nn.Module):
                 f"and width {config.width} a multiple of heads {config.heads}"
             )
         self.config = config
-        self.prepare = _prepare(config.size)
+        self.prepare = _prepare(config.size).with_channels(config.channels)
         self.strides = (config.patch,)
         self.widths = (config.width,)
         self.grid = config.size // config.patch
