@@ -15,6 +15,7 @@ from PIL import Image
 import opticus
 from opticus.data.folder import read as read_folders
 from opticus.data.open import open_data
+from opticus.data.subset import Samples
 from opticus.losses.supervised import Supervised
 from opticus.structures import Batch, Classes, DataError, Images, Instances, Progress, Sample, TrainError, UsageError
 from opticus.verbs.report import rewrite
@@ -148,3 +149,21 @@ def test_pictures_are_prepared_for_the_channels_asked_for(name: str, channels: i
     assert model.prepare.channels == channels
     grey = model.predict(np.full((40, 40), 90, np.uint8))[0]
     assert torch.equal(grey.probs, model.predict(np.full((40, 40, 3), 90, np.uint8))[0].probs)
+
+
+def test_a_head_of_other_or_reordered_classes_is_not_taken_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def data(*names: str) -> Samples:
+        pictures = [torch.full((28, 28, 1), 100 * i, dtype=torch.uint8) for i in range(2)]
+        return Samples([Sample.of(p, Classes(torch.tensor([i])), f"s{i}") for i, p in enumerate(pictures)], names=names)
+
+    options: dict[str, Any] = {"steps": 0, "batch": 2, **QUIET}
+    first = opticus.train("lenet/5", data("dark", "bright"), out=tmp_path / "a", seed=1, **options).model
+    heads = {}
+    for number, names in enumerate([("dark", "bright"), ("bright", "dark"), ("day", "night")]):
+        run = opticus.train("lenet/5", data(*names), weights=tmp_path / "a", out=tmp_path / f"b{number}", seed=2, **options)
+        assert torch.equal(run.model.get_parameter("f6.weight"), first.get_parameter("f6.weight"))
+        heads[names] = torch.equal(run.model.get_parameter("output.weight"), first.get_parameter("output.weight"))
+    assert list(heads.values()) == [True, False, False]
+    assert "fresh: output.weight" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="in another order"):
+        opticus.train(first, data("bright", "dark"), out=tmp_path / "c", **options)

@@ -26,7 +26,7 @@ from opticus.structures.files import write_text
 from opticus.training.loop import loop
 from opticus.training.recipe import Job, Optim, Outcome, Recipe, Schedule, to_json
 from opticus.training.state import process_info
-from opticus.verbs.evaluate import Evaluation, headline_of, score
+from opticus.verbs.evaluate import Evaluation, headline_of, label_map, score
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
 from opticus.verbs.report import report_of
 
@@ -198,7 +198,7 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
                 )
         torch.manual_seed(_seed(overrides.get("seed", 0)))
         plain = model.partition(":")[0]
-        network = create(plain, **changes) if start is None and ":" not in model else _start(model, start, changes)
+        network = create(plain, **changes) if start is None and ":" not in model else _start(model, start, changes, data)
     else:
         network, plain = cast("Model", model), ""
         if not hasattr(network, "card"):
@@ -209,6 +209,8 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
             raise UsageError(
                 f"{plain} has {classes} classes, the data has {len(data.names)}; create it with classes={len(data.names)}"
             )
+        if not _in_order(network.card, data.names) and set(network.card.labels or ()) == set(data.names):
+            raise UsageError(f"{plain} has the data's classes in another order; train it by name with weights= for a new head")
     card = network.card
     if card.task != data.task and card.task in LABELLED:
         raise CapabilityError(f"{plain} does {card.task}, but the data set is for {data.task}")
@@ -217,18 +219,27 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
     return network.train(), plain
 
 
-def _start(model: str, start: Any, changes: dict[str, Any]) -> Model:
-    """Fine-tuning: published or own weights with a new head where the number of classes differs."""
+def _start(model: str, start: Any, changes: dict[str, Any], data: Source) -> Model:
+    """Fine-tuning: published or own weights with a new head where the classes (or their order) differ."""
     stem = zoo.split(model.partition(":")[0])[0]
     fresh = getattr(zoo.paper(stem), "HEAD", None)
     classes = changes.pop("classes", None)
     loaded = load(model) if start is None else load(model.partition(":")[0], start)
-    same = getattr(cast(Any, loaded).config, "classes", None) == classes
-    if same:
+    same = getattr(cast(Any, loaded).config, "classes", None) == classes and _in_order(loaded.card, data.names)
+    if same and not changes:
         return loaded
+    head: dict[str, Any] = {} if same else {"fresh": fresh, "classes": classes}
     if start is None:
-        return load(model, fresh=fresh, classes=classes, **changes)
-    return load(model.partition(":")[0], start, fresh=fresh, classes=classes, **changes)
+        return load(model, **head, **changes)
+    return load(model.partition(":")[0], start, **head, **changes)
+
+
+def _in_order(card: Card, names: tuple[str, ...]) -> bool:
+    """Whether the model's outputs are the data's classes in the data's order, as far as is known."""
+    try:
+        return label_map(card, names) in (None, list(range(len(names))))
+    except UsageError:
+        return False
 
 
 def _config_fields(model: str) -> set[str]:
