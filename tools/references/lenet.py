@@ -97,7 +97,9 @@ def tiny():
     logits = torch.tensor([lenet(one, w) for one in pixels.numpy()])
     probs = logits.exp() / logits.exp().sum(1, keepdim=True)
     outputs = {"out": logits, "results.1.probs": probs[1], "results.1.labels": probs[1].argsort(descending=True)}
-    return [{"name": "LeNet-5", "format": "transcription", "variant": "5", "state": SHAPES, "pictures": pictures, "outputs": outputs}]
+    return [
+        {"name": "LeNet-5", "format": "transcription", "variant": "5", "state": SHAPES, "pictures": pictures, "outputs": outputs}
+    ]
 
 
 def manifests():
