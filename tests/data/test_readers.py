@@ -105,6 +105,15 @@ def test_mnist_raw_and_gz_are_the_same(exported, tmp_path):
     assert open_data(tmp_path).hash == open_data(exported / "mnist").hash
 
 
+def test_a_missing_cifar_batch_is_named(tmp_path):
+    folder = export_data("digits", "cifar", tmp_path / "cifar")
+    (one,) = folder.rglob("data_batch_1.bin")
+    for number in (2, 4, 5):
+        (one.parent / f"data_batch_{number}.bin").write_bytes(one.read_bytes())
+    with pytest.raises(DataError, match=r"missing: data_batch_3\.bin"):
+        open_data(folder)
+
+
 def test_cifar100_takes_fine_labels(tmp_path):
     rows = np.zeros((3, 2 + 3072), np.uint8)
     rows[:, 0], rows[:, 1] = [1, 2, 3], [77, 5, 99]

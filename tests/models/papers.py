@@ -46,6 +46,8 @@ def filled(name: str) -> nn.Module:
     """The variant with formula-made weights: no output is trivial, no bias or statistic at its initial value."""
     network = zoo.create(name)
     fill_module(network)
+    if hasattr(network, "wh"):  # CenterNet's size head may come out negative everywhere: then there are no boxes to look at
+        nn.init.constant_(network.get_parameter("wh.2.bias"), 3.0)
     return network
 
 

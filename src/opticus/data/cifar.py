@@ -57,12 +57,23 @@ def _layout(path: Path) -> _Layout | None:
                 if re.fullmatch(rf"data_batch_\d+{re.escape(suffix)}", file.name)
             )
             if ten:
+                _complete(ten, suffix)
                 files = {"train": ten, "val": [root / f"val_batch{suffix}"], "test": [root / f"test_batch{suffix}"]}
                 return _Layout(root, _existing(files), 10, suffix == ".bin")
             if (root / f"train{suffix}").is_file() and (suffix or (root / "meta").is_file()):
                 files = {"train": [root / f"train{suffix}"], "val": [root / f"val{suffix}"], "test": [root / f"test{suffix}"]}
                 return _Layout(root, _existing(files), 100, suffix == ".bin")
     return None
+
+
+def _complete(found: list[Path], suffix: str) -> None:
+    """Training batches count from 1 without a gap, and there are five of them (one in what opticus exports)."""
+    numbers = sorted(int(re.findall(r"\d+", file.name)[0]) for file in found)
+    wanted = 1 if numbers == [1] else max(5, numbers[-1])
+    missing = sorted(set(range(1, wanted + 1)) - set(numbers))
+    if missing:
+        names = ", ".join(f"data_batch_{number}{suffix}" for number in missing)
+        raise DataError(f"{found[0].parent}: CIFAR-10 training batches are missing: {names}")
 
 
 def _existing(files: dict[str, list[Path]]) -> dict[str, list[Path]]:

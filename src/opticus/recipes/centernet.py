@@ -39,6 +39,7 @@ def tiny(model: str) -> Recipe:
         model,
         "scenes",
         transforms=(
+            Resize((128, 128), "letterbox", fill=0),  # as the network's own `prepare` frames pictures that are not square
             RandomResizedCrop((128, 128), scale=(0.7, 1.0), ratio=(0.85, 1.18), keep=0.5),
             ColourJitter(0.4, 0.4, 0.4, 0.5),
         ),

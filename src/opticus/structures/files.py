@@ -25,6 +25,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
+        part.chmod(0o644)  # some libraries create files that only their owner may read
         with open(part, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)

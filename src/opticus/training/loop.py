@@ -114,8 +114,8 @@ class Run:
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + term.detach() / len(batches)
         self.job.objective.before_update(at)
         clip = self._rule(phase).clip
-        if clip is not None:
-            norm = self.accelerator.clip_grad_norm_(self.trained[phase], clip)
+        if clip is not None or self.recipe.precision != "fp16":
+            norm = self.accelerator.clip_grad_norm_(self.trained[phase], math.inf if clip is None else clip)
             if self.recipe.precision != "fp16" and not bool(torch.isfinite(norm)):  # fp16's scaler skips such steps itself
                 ids = _some([id for batch in batches for id in batch.ids])
                 raise TrainError(f"the gradient is not finite at step {self.step}, though the loss is; samples of the batch: {ids}")

@@ -112,6 +112,9 @@ def train(
     network, name = _network(model, opened.train, overrides)
     recipe = _recipe(recipe, name, data, opened.train, overrides)
     card: Card = cast(Any, network).card
+    for other in (opened.val, opened.test):  # a class that only they have is an error now, not after an epoch
+        if other is not None and card.task == other.task:
+            label_map(card, other.names)
     folder = Path(out) if out is not None else Path("runs") / card.task / name.replace("/", "-")
     _check_folder(folder, resuming)
     _check_device(recipe.device)
@@ -290,7 +293,7 @@ def _from_folder(
 def _check_folder(folder: Path, resuming: bool) -> None:
     if resuming and not (folder / "args.json").is_file():
         raise TrainError(f"{folder}: nothing to resume, there is no args.json in it")
-    if not resuming and (folder / "state").is_dir() and any((folder / "state").iterdir()):
+    if not resuming and any((folder / part).is_dir() and any((folder / part).iterdir()) for part in ("state", "weights")):
         raise TrainError(f"{folder}: holds another run; use resume=True to continue it, out= for a new folder, or remove it")
 
 

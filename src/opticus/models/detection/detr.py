@@ -190,7 +190,7 @@ class DETR(nn.Module):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
         self.config = config
-        self.prepare = Prepare(resize="shortest", size=(config.side, config.side * 1333 // 800))
+        self.prepare = _prepare(config.side)
         self.transformer = Transformer(config)
         self.class_embed = nn.Linear(config.width, config.classes + 1)
         self.bbox_embed = MLP(config.width, config.width, 4, 3)
@@ -240,6 +240,13 @@ def _windows(images: Images, like: Tensor) -> Float[Tensor, "B 4"]:
         ends += [first, first + lines.sum(1)]
     left, right, top, bottom = ends
     return torch.stack([left, top, right, bottom], 1).to(like)
+
+
+def _prepare(side: int) -> Prepare:
+    """The authors' rule scaled to `side`; small pictures fit into a square frame, as the recipe of "tiny" shows them in training."""
+    if side <= 128:
+        return Prepare(resize="letterbox", size=(side, side), fill=114)
+    return Prepare(resize="shortest", size=(side, side * 1333 // 800))
 
 
 NETWORK = DETR
