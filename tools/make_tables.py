@@ -228,7 +228,7 @@ def scored(row: Row, folder: Path) -> dict[str, Any]:
 
 def shown(passport: Passport, task: str) -> dict[str, float]:
     numbers = passport.numbers
-    return {name: round(numbers[name].value, 4) for name in SHOWN[task] if name in numbers}
+    return {name: round(numbers[name].value, 4) for name in SHOWN[task] if name in numbers and numbers[name].value >= 0}
 
 
 def baseline(data: str, name: str, make: Callable[[], Any]) -> Path:
@@ -313,11 +313,12 @@ def page(rows: list[dict[str, Any]]) -> str:
         for one in row["baselines"]:
             lines.append(line(one["name"], one["values"], names, f"{one['closed']:.0%}", "yes" if one["clear"] else "no"))
         protocol = row["protocol"]
+        count = protocol.get("samples", protocol.get("images"))
         lines += [
             "",
             f"{row['parameters']:,} parameters; {row['steps']:,} of {row['planned']:,} steps of batch {row['batch']}; {row['seconds']:,} s "
             f"of training ({row['threads']} thread(s), {row['machine']}, torch {row['torch']}, other work running beside it); "
-            f"{protocol['metric']} on the {protocol['samples']} samples of the {protocol['split']} split (data {protocol['data'][:12]}); "
+            f"{protocol['metric']} on the {count} pictures of the {protocol['split']} split (data {protocol['data'][:12]}); "
             f'commit {row["commit"]}, {row["date"]}. Again: `make tables ARGS="--only {row["name"]}"`.',
         ]
     return "\n".join(lines) + "\n"
