@@ -39,7 +39,7 @@ def digits(model: str) -> Recipe:
             ColourJitter(0.3, 0.3, 0.3, 0.3),
         ),
         batch=64,
-        steps=700,
+        steps=2000,
         optim={"all": Optim("adamw", lr=1.5e-3, weight_decay=0.05, clip=1.0)},
         schedules=(Schedule("cosine", warmup=0.1, end=0.005),),
         average=0.98,
