@@ -17,7 +17,7 @@ from opticus import zoo
 from opticus.ops.boxes import map_boxes
 from opticus.ops.iou import iou
 from opticus.parity.compare import named_tensors
-from opticus.structures import Backbone, Batch, Classes, Images, Instances, Objective, Predictor
+from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor
 from opticus.transforms.prepare import prepare
 from opticus.verbs.models import create, load, save
 
@@ -180,6 +180,23 @@ def test_backbone_says_the_truth_about_its_maps(paper: str) -> None:
     assert list(network.strides) == sorted(network.strides)
     for found, stride, channels in zip(maps, network.strides, network.widths):
         assert tuple(found.shape) == (2, channels, -(-height // stride), -(-width // stride))
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_classifiers_embed(paper: str) -> None:
+    """Every classifier has `embed`: one vector per picture, the same that the network without a head gives."""
+    module = zoo.paper(paper)
+    if module.TASK != "classify":
+        return
+    network = new(smallest(paper)).eval()
+    assert isinstance(network, Embedder)
+    images = images_of(batch_for(network, "classify", 2))
+    with torch.no_grad():
+        vectors = network.embed(images.pixels)
+        assert vectors.ndim == 2 and vectors.shape[0] == 2 and bool(vectors.std() > 0)
+        headless = new(smallest(paper), classes=0).eval()
+        headless.load_state_dict({k: v for k, v in network.state_dict().items() if k in headless.state_dict()})
+        torch.testing.assert_close(headless(images.pixels), vectors)
 
 
 # --- (e) results in original pixels ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Autoencoder,
         Backbone,
         Dataset,
+        Embedder,
         Metric,
         Objective,
         Part,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Autoencoder": "opticus.structures.contracts",
     "Backbone": "opticus.structures.contracts",
+    "Embedder": "opticus.structures.contracts",
     "Batch": "opticus.structures.batch",
     "CapabilityError": "opticus.structures.errors",
     "Classes": "opticus.structures.targets",
@@ -113,6 +115,7 @@ __all__ = [
     "Clip",
     "DataError",
     "Dataset",
+    "Embedder",
     "Embedding",
     "Error",
     "ImageError",

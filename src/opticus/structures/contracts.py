@@ -120,6 +120,15 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
+class Embedder(Protocol):
+    """A network that describes a picture by one vector: a classifier's last hidden layer, which probes and neighbours use."""
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """One vector per picture, (B, D); a classifier's head is a function of it."""
+        ...
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """A network that draws new data."""
 

@@ -112,13 +112,17 @@ class LeNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, pixels: Float[Tensor, "B C 32 32"], valid: Tensor | None = None) -> Float[Tensor, "B K"]:
+    def embed(self, pixels: Float[Tensor, "B C 32 32"]) -> Float[Tensor, "B 84"]:
+        """The units of F6, which the output layer classifies."""
         if pixels.shape[2:] != (32, 32):
             raise UsageError(f"lenet: the input must be 32x32 pixels, found {pixels.shape[2]}x{pixels.shape[3]}")
         x = self.s2(squash(self.c1(pixels)))
         x = self.s4(squash(self.c3(x)))
         x = squash(self.c5(x)).flatten(1)
-        x = squash(self.f6(x))
+        return squash(self.f6(x))
+
+    def forward(self, pixels: Float[Tensor, "B C 32 32"], valid: Tensor | None = None) -> Float[Tensor, "B K"]:
+        x = self.embed(pixels)
         return x if self.output is None else self.output(x)
 
     def results(self, out: Float[Tensor, "B K"], images: Images) -> list[Result]:

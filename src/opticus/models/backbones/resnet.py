@@ -158,8 +158,12 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
+    def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """The pooled features, which the head classifies."""
+        return F.adaptive_avg_pool2d(self.features(pixels)[-1], 1).flatten(1)
+
     def forward(self, pixels: Float[Tensor, "B C H W"], valid: Tensor | None = None) -> Float[Tensor, "B K"]:
-        x = F.adaptive_avg_pool2d(self.features(pixels)[-1], 1).flatten(1)
+        x = self.embed(pixels)
         return x if self.fc is None else self.fc(x)
 
     def results(self, out: Float[Tensor, "B K"], images: Images) -> list[Result]:

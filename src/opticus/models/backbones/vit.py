@@ -162,10 +162,13 @@ class ViT(nn.Module):
         x, (rows, columns) = self.tokens(pixels)
         return [x[:, 1:].transpose(1, 2).reshape(x.shape[0], self.config.width, rows, columns)]
 
-    def forward(self, pixels: Float[Tensor, "B C H W"], valid: Tensor | None = None) -> Float[Tensor, "B K"]:
+    def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """The class token (through the representation layer, where there is one), which the head classifies."""
         x = self.tokens(pixels)[0][:, 0]
-        if self.pre_logits is not None:
-            x = self.pre_logits(x)
+        return x if self.pre_logits is None else self.pre_logits(x)
+
+    def forward(self, pixels: Float[Tensor, "B C H W"], valid: Tensor | None = None) -> Float[Tensor, "B K"]:
+        x = self.embed(pixels)
         return x if self.head is None else self.head(x)
 
     def results(self, out: Float[Tensor, "B K"], images: Images) -> list[Result]:
