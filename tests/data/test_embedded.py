@@ -134,3 +134,25 @@ def test_open_data_names_what_was_wrong():
     with pytest.raises(UsageError, match="on_bad"):
         open_data("scenes", on_bad="ignore")
     assert isinstance(open_data("scenes", "test").target_of(0), Instances)
+
+
+def test_textures_share_no_pixel_and_do_not_yield_to_raw_pixels():
+    from opticus.data.embedded.textures import NAMES, REGIONS, SPAN, Textures, patch, strips
+
+    for name in NAMES:
+        cuts = strips(name)
+        assert min(min(cut.size) for cut in cuts.values()) >= SPAN[1] * 2**0.5, f"{name}: no room for a turned square"
+        along = 0 if len({cut.height for cut in cuts.values()}) == 1 else 1
+        photo = {REGIONS[other][0]: other for other in NAMES}
+        assert photo and sum(cut.size[along] for cut in cuts.values()) >= 3 * SPAN[1]
+    train, test = Textures("train"), Textures("test")
+    assert torch.equal(train[5].picture.pixels, Textures("train")[5].picture.pixels)
+    assert not np.array_equal(patch(0, "train", 5), patch(0, "test", 5)) and not np.array_equal(
+        patch(0, "train", 5), patch(1, "train", 5)
+    )
+    x, y = (torch.stack([d[i].picture.pixels for i in range(n)]).flatten(1).float() for d, n in ((train, 1400), (test, 420)))
+    labels, truth = (torch.tensor([int(d.target_of(i).labels) for i in range(n)]) for d, n in ((train, 1400), (test, 420)))
+    near = labels[torch.cdist(y, x).topk(20, largest=False).indices].mode(1).values
+    assert (near == truth).float().mean() < 0.2, "comparing pixels must not solve it"
+    with pytest.raises(DataError, match="splits"):
+        Textures("all")

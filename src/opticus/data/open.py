@@ -17,7 +17,7 @@ from opticus.data.subset import Samples, Subset
 from opticus.structures import DataError, Sample, UnknownNameError, UsageError, nearest
 
 OnBad = Literal["raise", "quarantine", "keep"]
-EMBEDDED = ("digits", "scenes", "crops")
+EMBEDDED = ("digits", "scenes", "crops", "textures")
 
 
 class Format(NamedTuple):
@@ -48,7 +48,7 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", a folder, file or archive in a known format, or an iterable of `Sample`.
+    """The data set `source`: "digits", "scenes", "crops", "textures", a folder, file or archive in a known format, or an iterable of `Sample`.
 
     `split` is "train", "val" or "test" (with the usual aliases). Annotations are checked (boxes finite, non-empty and inside,
     categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first bad record, "quarantine" leaves bad
@@ -143,8 +143,9 @@ def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
     from opticus.data.embedded.crops import Crops
     from opticus.data.embedded.digits import Digits
     from opticus.data.embedded.scenes import Scenes
+    from opticus.data.embedded.textures import Textures
 
-    makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops}
+    makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops, "textures": Textures}
     splits = ("train", "val", "test")
     if split not in splits:
         raise DataError(f"{name} has the splits {', '.join(splits)}, found {split!r}")
