@@ -20,6 +20,7 @@ from opticus.layers.norm import sync_norms
 from opticus.ops import collectives
 from opticus.structures import Batch, Objective, Progress, TrainError
 from opticus.training import optim, state
+from opticus.training.freeze import Freezer, layer_factors
 from opticus.training.log import Bar, Log
 from opticus.training.recipe import Job, Outcome
 from opticus.weights.save import save
@@ -63,11 +64,14 @@ class Run:
         if self.world > 1:
             sync_norms(self.objective)
         self.names = self._phase_names()
-        self.optimisers = {name: optim.build(job.objective, name, self._rule(name)) for name in self.names}
+        self.freezer = Freezer(job.objective.network, job.recipe)
+        decay = job.recipe.layer_decay
+        factors = {} if decay is None else layer_factors(job.objective.network, decay)
+        self.optimisers = {name: optim.build(job.objective, name, self._rule(name), factors) for name in self.names}
         self.trained = {name: [p for p in job.objective.parameters_of(name) if p.requires_grad] for name in self.names}
         self.wrapped: Any = self._prepare()
-        decay = job.recipe.average
-        self.average = None if decay is None else Average(job.objective.network, decay=ramp(decay))
+        slow = job.recipe.average
+        self.average = None if slow is None else Average(job.objective.network, decay=ramp(slow))
         self.step, self.waited, self.stopped = 0, 0, "finished"
         self.best: float | None = None
         self.values: dict[str, float] = {}
@@ -100,6 +104,7 @@ class Run:
         optimiser = self.optimisers[phase]
         optim.apply_schedules(optimiser, self.recipe.schedules, at.fraction)
         self._freeze_all_but(phase)
+        self.freezer.apply(at.fraction, again=len(self.names) > 1)
         for other in self.optimisers.values():  # no phase sees the gradients of another
             other.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,10 @@ from opticus.structures import Objective, UnknownNameError, UsageError
 from opticus.training.recipe import Group, Optim, Schedule
 
 
-def build(objective: Objective, phase: str, rule: Optim) -> torch.optim.Optimizer:
+def build(objective: Objective, phase: str, rule: Optim, factors: Mapping[int, float] | None = None) -> torch.optim.Optimizer:
     """The optimiser of one phase over `objective.parameters_of(phase)`; every parameter ends in exactly one group.
 
+    `factors` scale the learning rate of single parameters, by id.
     Raises UsageError if the phase has no trainable parameter or a group's pattern matches none.
     """
     wanted = {id(p) for p in objective.parameters_of(phase)}
@@ -31,7 +32,9 @@ def build(objective: Objective, phase: str, rule: Optim) -> torch.optim.Optimize
             if group.frozen:
                 parameter.requires_grad_(False)
         if parameter.requires_grad:
-            groups.setdefault(_settings(parameter, rule, group), []).append(parameter)
+            scale, decay = _settings(parameter, rule, group)
+            scale *= (factors or {}).get(id(parameter), 1.0)
+            groups.setdefault((scale, decay), []).append(parameter)
     for group in rule.groups:
         if group.pattern not in used:
             raise UsageError(f"optimiser group {group.pattern!r} matches no parameter of phase {phase!r}")

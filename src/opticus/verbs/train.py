@@ -28,6 +28,7 @@ from opticus.training.recipe import Job, Optim, Outcome, Recipe, Schedule, to_js
 from opticus.training.state import process_info
 from opticus.verbs.evaluate import Evaluation, headline_of, label_map, score
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
+from opticus.verbs.parts import load_part
 from opticus.verbs.report import report_of
 
 OPTIM_FIELDS = {field.name for field in dataclasses.fields(Optim)} - {"groups"}
@@ -91,8 +92,9 @@ def train(
     """Train `model` (a name or an object) on `data` (a name, path, data set or iterable of Sample) into the folder `out`.
 
     `recipe` is a Recipe or makes one for a model's name and its data (the public verb passes the paper's default); `overrides`
-    change its fields (`epochs=5`, `batch=32`, `lr=1e-3`,
-    `transforms=...`, `options={...}` for the objective) or the model's Config (`classes=`, `backbone=`). `resume=True` goes on in
+    change its fields (`epochs=5`, `batch=32`, `lr=1e-3`, `freeze=-1`,
+    `transforms=...`, `options={...}` for the objective) or the model's Config (`classes=`, `backbone=`). `weights=` starts from a
+    trained network, `backbone_weights=` (any part's name) fills that part alone. `resume=True` goes on in
     `out`, `resume="runs/x"` takes everything from that folder. `on_bad` is "raise" or "quarantine".
 
     Raises an opticus.Error that names what is wrong before any step is made; Ctrl-C leaves valid weights and state.
@@ -193,6 +195,7 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
         config_fields = _config_fields(model)
         changes = {key: overrides.pop(key) for key in list(overrides) if key in config_fields and key not in RECIPE_FIELDS}
         start = overrides.pop("weights", None)
+        parts = {key: overrides.pop(f"{key}_weights") for key in config_fields if f"{key}_weights" in overrides}
         if "classes" in config_fields:
             asked = changes.setdefault("classes", len(data.names))
             if asked != len(data.names):
@@ -202,6 +205,8 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
         torch.manual_seed(_seed(overrides.get("seed", 0)))
         plain = model.partition(":")[0]
         network = create(plain, **changes) if start is None and ":" not in model else _start(model, start, changes, data)
+        for part, source in parts.items():
+            load_part(network, part, source)
     else:
         network, plain = cast("Model", model), ""
         if not hasattr(network, "card"):
@@ -279,7 +284,8 @@ def _from_folder(
     try:
         saved = json.loads(path.read_text())
         stored = {**saved["overrides"], **overrides}
-        stored.pop("weights", None)  # the state holds what became of them
+        for key in [key for key in stored if key == "weights" or key.endswith("_weights")]:
+            stored.pop(key)  # the state holds what became of them
         opening = {
             "split": saved.get("split", SPLITS),
             "on_bad": saved.get("on_bad", "raise"),
