@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opticus.verbs.evaluate import evaluate
     from opticus.verbs.info import info
     from opticus.verbs.models import create, identify, load, save
+    from opticus.verbs.probe import probe
     from opticus.verbs.prove import prove
     from opticus.zoo import list_models
 
@@ -39,6 +40,7 @@ _WHERE = {
     "list_models": "opticus.zoo",
     "load": "opticus.verbs.models",
     "open_data": "opticus.data.open",
+    "probe": "opticus.verbs.probe",
     "prove": "opticus.verbs.prove",
     "save": "opticus.verbs.models",
     "train": "opticus.recipes.choose",
@@ -59,6 +61,7 @@ __all__ = [
     "list_models",
     "load",
     "open_data",
+    "probe",
     "prove",
     "save",
     "train",

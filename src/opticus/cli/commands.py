@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from opticus.cli.probe import Probe, TransferCurve
 from opticus.structures.errors import DataError, UsageError
 
 Device = str
@@ -358,6 +359,8 @@ COMMANDS: dict[str, Any] = {
     "models": Models,
     "info": Info,
     "identify": Identify,
+    "probe": Probe,
+    "transfer-curve": TransferCurve,
     "doctor": Doctor,
     "report": Report,
     "compare": Compare,

@@ -227,6 +227,7 @@ class Run:
             "objective": cast(Any, self.job.objective).state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "average": None if self.average is None else self.average.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "rng": state.rng_state(),
         }
 
@@ -239,6 +240,8 @@ class Run:
                 optimiser.load_state_dict(saved["optimisers"][name])
             if self.average is not None and saved["average"] is not None:
                 self.average.load_state_dict(saved["average"])
+            if self.accelerator.scaler is not None and saved.get("scaler"):
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise TrainError(f"{self.job.out}: its state does not fit this model and recipe ({reason})") from error

@@ -180,7 +180,7 @@ def infer(model: nn.Module, batch: Sequence[Picture], device: str | None = None,
     modes = {module: module.training for module in model.modules()}  # parts may be frozen apart from the rest
     model.eval()
     try:
-        with torch.inference_mode(), _precision(where, precision):
+        with torch.inference_mode(), autocast(where, precision):
             out = model(images.pixels, images.valid) if images.valid is not None else model(images.pixels)
             results: list[Result] = network.results(widened(out), images)
     finally:
@@ -197,7 +197,8 @@ def _on_cpu(result: Result) -> Result:
     return replace(result, **moved) if moved else result
 
 
-def _precision(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a network computes in `precision`: fp32, bf16 or fp16; UsageError for any other word."""
     if precision == "fp32":
         return contextlib.nullcontext()
     if precision not in ("bf16", "fp16"):
