@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from opticus.verbs.info import info
     from opticus.verbs.models import create, identify, load, save
     from opticus.verbs.prove import prove
+    from opticus.verbs.tokens import token_cosine
     from opticus.zoo import list_models
 
 __version__ = version("opticus")
@@ -41,6 +42,7 @@ _WHERE = {
     "open_data": "opticus.data.open",
     "prove": "opticus.verbs.prove",
     "save": "opticus.verbs.models",
+    "token_cosine": "opticus.verbs.tokens",
     "train": "opticus.recipes.choose",
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "open_data",
     "prove",
     "save",
+    "token_cosine",
     "train",
 ]
 
