@@ -67,8 +67,8 @@ class Teaching:
         teacher = self._opened()
         columns = columns_of(teacher, names)
         made = Distilled(
-            base, teacher, kind=self.distill, temperature=self.temperature, share=self.share, columns=columns
-        )  # fmt: skip
+            base, teacher, kind=self.distill, temperature=float(self.temperature), share=float(self.share), columns=columns
+        )
         digest = str(made.settings["teacher"])
         student.card.provenance = {
             **student.card.provenance,
