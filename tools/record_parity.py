@@ -68,8 +68,10 @@ def record(adapter: ModuleType) -> dict[str, Any]:
     if reference.get("kind") not in KINDS or not {"repository", "license"} <= reference.keys():
         raise SystemExit(f"reference() needs repository, license and a kind out of {KINDS}, found {reference}")
     cases = adapter.tiny()
+    extends = {"extends": adapter.EXTENDS} if hasattr(adapter, "EXTENDS") else {}
     return {
         "paper": adapter.PAPER,
+        **extends,
         "reference": reference,
         "tiny": [record_case(case) for case in ([cases] if isinstance(cases, dict) else cases)],
         "manifests": {

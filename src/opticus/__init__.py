@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from opticus.verbs.models import create, identify, load, save
     from opticus.verbs.probe import probe
     from opticus.verbs.prove import prove
+    from opticus.verbs.tokens import token_cosine
     from opticus.zoo import list_models
 
 __version__ = version("opticus")
@@ -43,6 +44,7 @@ _WHERE = {
     "probe": "opticus.verbs.probe",
     "prove": "opticus.verbs.prove",
     "save": "opticus.verbs.models",
+    "token_cosine": "opticus.verbs.tokens",
     "train": "opticus.recipes.choose",
 }
 
@@ -64,6 +66,7 @@ __all__ = [
     "probe",
     "prove",
     "save",
+    "token_cosine",
     "train",
 ]
 

@@ -321,6 +321,27 @@ class Demo:
         return 0
 
 
+@dataclass
+class Study:
+    """Run a study of several trainings: opticus study low-data-distillation out=runs/studies/distillation."""
+
+    name: Literal["low-data-distillation"] = word()
+    out: str | None = None
+    steps: int | None = None
+    teacher: str | None = None  # a finished run to use as the teacher; it is trained otherwise
+    json: bool = False
+
+    def run(self) -> int:
+        """Train what is missing (finished runs are kept, interrupted ones go on) and print the table."""
+        from opticus.recipes import low_data_distillation as recipe
+
+        folder = Path(self.out or f"runs/studies/{self.name}")
+        teacher = None if self.teacher is None else Path(self.teacher)
+        found = recipe.study(folder, steps=recipe.STEPS if self.steps is None else self.steps, teacher=teacher)
+        emit(found.to_json(), self.json, found.text())
+        return 0
+
+
 def _figures(values: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
 
@@ -368,4 +389,5 @@ COMMANDS: dict[str, Any] = {
     "verify": Verify,
     "export-data": ExportData,
     "demo": Demo,
+    "study": Study,
 }

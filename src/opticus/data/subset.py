@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opticus.data.records import Boxes, Source, digest
-from opticus.structures import Classes, DataError, Instances, LabelMap, Panoptic, Sample, Target, Task
+from opticus.structures import Classes, DataError, Instances, LabelMap, Panoptic, Sample, Target, Task, UsageError
 
 
 class Subset:
@@ -53,6 +53,31 @@ class Subset:
     def file_of(self, index: int) -> Path | None:
         """The picture's file, where there is one."""
         return self.base.file_of(int(self.indices[index]))
+
+
+def few(base: Source, per_class: int, seed: int = 0) -> Subset:
+    """`per_class` records of every class of single-label data, chosen by `seed` and in the data's order: a low-data setting.
+
+    UsageError for per_class < 1; DataError if a record has no single label, or a class fewer records.
+    """
+    if per_class < 1:
+        raise UsageError(f"per_class must be at least 1, found {per_class}")
+    chosen: dict[int, list[int]] = {label: [] for label in range(len(base.names))}
+    missing = per_class * len(chosen)
+    for index in np.random.Generator(np.random.Philox(seed)).permutation(len(base)).tolist():
+        target = base.target_of(index)
+        if not isinstance(target, Classes) or len(target) != 1:
+            raise DataError(f"{base.id_of(index)}: a choice by class needs records with one label each")
+        found = chosen[int(target.labels[0])]
+        if len(found) < per_class:
+            found.append(index)
+            missing -= 1
+        if missing == 0:
+            return Subset(base, sorted(index for found in chosen.values() for index in found))
+    short = next(label for label, found in chosen.items() if len(found) < per_class)
+    raise DataError(
+        f"the {base.split} split has {len(chosen[short])} records of class {base.names[short]!r}, fewer than {per_class}"
+    )
 
 
 class Samples:

@@ -167,5 +167,6 @@ def _bare(entry: Mapping[str, Any]) -> str:
 
 @functools.cache
 def all_manifests() -> tuple[Manifest, ...]:
-    """Every manifest of every recorded paper."""
-    return tuple(manifest for paper in papers() for manifest in manifests_of(read(paper)))
+    """Every manifest of every recorded paper; those that extend another come last, since they may share its layouts."""
+    records = sorted(map(read, papers()), key=lambda record: "extends" in record)
+    return tuple(manifest for record in records for manifest in manifests_of(record))

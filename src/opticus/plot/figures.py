@@ -136,6 +136,19 @@ def bars(rows: Sequence[Mapping[str, Any]], key: str, *, label: str = "name") ->
         return finish()
 
 
+def profile(names: Sequence[str], values: Sequence[float], spread: Sequence[float], label: str) -> str:
+    """SVG of one value per named place in order (the layers of a network), with a band of +- `spread` around it."""
+    with _figure(max(3.6, 0.42 * len(names) + 1.2), 2.6) as (figure, finish):
+        axes = figure.add_subplot()
+        places, middle, around = np.arange(len(names)), np.asarray(values, float), np.asarray(spread, float)
+        axes.fill_between(places, middle - around, middle + around, color=_rgb(0), alpha=0.2, linewidth=0)
+        axes.plot(places, middle, color=_rgb(0), marker="o", markersize=3.5, linewidth=1.5)
+        axes.set_xticks(places, [_short(name) for name in names], rotation=35, ha="right")
+        axes.set_ylim(min(-0.05, float((middle - around).min()) - 0.05), 1.05)
+        _dress(axes, "", "", label)
+        return finish()
+
+
 def sheet(pictures: Sequence[Any], captions: Sequence[str] = (), *, columns: int = 6, cell: int = 192) -> Image:
     """A grid of pictures (anything `draw` takes), each fitted into `cell` x `cell` pixels above its caption: samples, augmentations."""
     from PIL import Image as image_module

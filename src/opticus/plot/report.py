@@ -80,12 +80,14 @@ def write_report(
     args: Mapping[str, Any] | None = None,
     env: Mapping[str, Any] | None = None,
     threshold: float = 0.3,
+    more: Sequence[tuple[str, str, str]] = (),
 ) -> Path:
     """Write a self-contained report to `path` and return it; whatever is not given is left out.
 
     `summary` and `per_class` are tables (one mapping per row), `curves` the columns of results.csv, `pr` what
     `CocoDetection.curves` returns, `confusion` (K, K) or (K+1, K+1) with the background last, `threshold` the score from which
-    predictions are drawn. All text is escaped; the pictures together take at most 2 MB.
+    predictions are drawn, `more` further sections (anchor, heading, HTML that is already escaped). All other text is escaped; the
+    pictures together take at most 2 MB.
     """
     sections: list[_Section] = []
 
@@ -104,6 +106,8 @@ def write_report(
         counts = np.asarray(confusion)
         drawn = figures.confusion(counts, names, background=len(counts) == len(names) + 1)
         add("confusion", "Confusion matrix", f'<div class="wide">{drawn}</div>{_hint(counts, names)}')
+    for section in more:
+        add(*section)
     shown = _pictures([*pairs, *mistakes], names, threshold)
     add("predictions", "Predictions beside the truth", _grid(shown[: len(pairs)]))
     add("mistakes", "The worst mistakes", _grid(shown[len(pairs) :]))

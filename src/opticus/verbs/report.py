@@ -20,6 +20,7 @@ from opticus.structures import DataError, Dataset, Instances, Result
 from opticus.training.recipe import Recipe, to_json
 from opticus.verbs.evaluate import Evaluation, infer, label_map, relabel
 from opticus.verbs.models import Card
+from opticus.verbs.tokens import has_tokens, keep_tokens
 
 PAIRS, MISTAKES = 12, 12
 SCORE = 0.3
@@ -77,6 +78,7 @@ def report_of(
         args=_json(out / "args.json") or (None if recipe is None else to_json(recipe)),
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
         threshold=SCORE,
+        more=[keep_tokens(out, model, data)] if has_tokens(model) else (),
     )
 
 

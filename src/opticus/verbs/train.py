@@ -30,6 +30,8 @@ from opticus.verbs.evaluate import Evaluation, headline_of, label_map, score
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
 from opticus.verbs.parts import load_part
 from opticus.verbs.report import report_of
+from opticus.verbs.teach import SETTINGS as TEACHING
+from opticus.verbs.teach import Teaching
 
 OPTIM_FIELDS = {field.name for field in dataclasses.fields(Optim)} - {"groups"}
 RECIPE_FIELDS = {field.name for field in dataclasses.fields(Recipe)} - {
@@ -96,6 +98,8 @@ def train(
     `transforms=...`, `options={...}` for the objective) or the model's Config (`classes=`, `backbone=`). `weights=` starts from a
     trained network, `backbone_weights=` (any part's name) fills that part alone. `resume=True` goes on in
     `out`, `resume="runs/x"` takes everything from that folder. `on_bad` is "raise" or "quarantine".
+    `teacher` (a run folder, "resnet/50:imagenet1k_v1", a weights file or a model object) distils a classifier: `distill="hard"` or
+    `"soft"` with `temperature=3.0`, `share=0.5` of the loss; its classes are matched by name (`losses.distillation.Distilled`).
 
     Raises an opticus.Error that names what is wrong before any step is made; Ctrl-C leaves valid weights and state.
     """
@@ -108,6 +112,9 @@ def train(
     if model is None or data is None:
         raise UsageError("train needs a model and data, such as train('centernet/tiny', data='scenes')")
     opened, asked = _open(data, split, on_bad, quarantine), dict(overrides)
+    teaching = Teaching.take(overrides)
+    if teaching is not None:
+        asked["teacher"] = teaching.stored()
     if isinstance(model, str):  # a network that is made here is made as its recipe wants it
         recipe = recipe if isinstance(recipe, Recipe) else recipe(model.partition(":")[0], opened.train)
         overrides = {**recipe.changes, **overrides}
@@ -122,6 +129,8 @@ def train(
     _check_device(recipe.device)
     torch.manual_seed(recipe.seed)
     objective = _objective(name, network, recipe.options)
+    if teaching is not None:
+        objective = teaching.objective(objective, network, opened.train.names)
     if not resuming:
         arguments = {"model": name if isinstance(model, str) else None, "data": str(data) if isinstance(data, (str, Path)) else None,
                      "overrides": _plain(asked), "split": list(split), "on_bad": on_bad,
@@ -261,8 +270,12 @@ def _recipe(
         recipe = recipe(name, opened)
     known = RECIPE_FIELDS | OPTIM_FIELDS
     for key in overrides:
+        if key in TEACHING:
+            raise UsageError(
+                f"{key}={overrides[key]!r} needs a teacher: give teacher= a run folder, a model with its weights or a model"
+            )
         if key not in known:
-            raise UnknownNameError("training option", key, sorted(known | _config_fields(name)))
+            raise UnknownNameError("training option", key, sorted(known | set(TEACHING) | _config_fields(name)))
     optim = {key: overrides[key] for key in overrides if key in OPTIM_FIELDS}
     changes = {key: value for key, value in overrides.items() if key in RECIPE_FIELDS}
     if "epochs" in changes and "steps" not in changes:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from opticus.parity.manifests import COUNTER
 from opticus.structures import UsageError, WeightsError
 from opticus.weights.names import SAME, Names, Renamed
-from opticus.weights.positions import resize_positions
+from opticus.weights.positions import prefix_of, resize_positions
 
 SHOWN = 5
 
@@ -52,7 +52,7 @@ def match(
     *,
     fresh: str | None = None,
     ignore: str | None = None,
-    positions: Mapping[str, int] | None = None,
+    positions: Mapping[str, int | tuple[int, ...]] | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Match:
     """Compare a state with a network, on any device including meta, without changing either. Arguments as in `load_into`.
@@ -100,7 +100,7 @@ def load_into(
     ignore: str | None = None,
     classes: int | None = None,
     file: str = "the weights",
-    positions: Mapping[str, int] | None = None,
+    positions: Mapping[str, int | tuple[int, ...]] | None = None,
     grid: tuple[int, int] | None = None,
     finite: bool = False,
 ) -> Loaded:
@@ -109,8 +109,8 @@ def load_into(
     Batch counters (`num_batches_tracked`) are neither required nor refused.
     `fresh`: regex over OUR keys that stay at their initial values (`r"head\..*"`); `ignore`: regex over our keys that the file may
     carry although the network has no place for them; `classes`: what the caller asked for, named in the message about heads;
-    `positions`: our name -> number of prefix tokens of the position embeddings that may be resized to the network's grid, or to
-    `grid` (rows, columns) where that is not square; `finite`: refuse NaN and infinity. Values take the network's dtypes and
+    `positions`: our name -> number (or possible numbers) of prefix tokens of the position embeddings that may be resized to the
+    network's grid, or to `grid` (rows, columns) where that is not square; `finite`: refuse NaN and infinity. Values take the network's dtypes and
     devices; a network on the meta device takes the tensors themselves. WeightsError lists every key that does not fit; nothing
     has been changed then.
     """
@@ -139,12 +139,16 @@ def _selected(pattern: str | None, ours: Mapping[str, Tensor], keyword: str) -> 
 
 
 def _resize(
-    values: dict[str, Tensor], ours: Mapping[str, Tensor], positions: Mapping[str, int], grid: tuple[int, int] | None
+    values: dict[str, Tensor],
+    ours: Mapping[str, Tensor],
+    positions: Mapping[str, int | tuple[int, ...]],
+    grid: tuple[int, int] | None,
 ) -> tuple[str, ...]:
     resized: list[str] = []
     for key, prefix in positions.items():
         if key in values and key in ours and values[key].shape != ours[key].shape:
-            values[key] = resize_positions(values[key], tuple(ours[key].shape), prefix, grid)
+            wanted = tuple(ours[key].shape)
+            values[key] = resize_positions(values[key], wanted, prefix_of(wanted[-2], prefix), grid)
             resized.append(key)
     return tuple(resized)
 

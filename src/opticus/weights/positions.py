@@ -11,6 +11,12 @@ from torch.nn import functional as F
 from opticus.structures import WeightsError
 
 
+def prefix_of(tokens: int, prefix: int | tuple[int, ...]) -> int:
+    """How many of `tokens` are no positions: `prefix`, or the first of several numbers that leaves a square grid."""
+    options = (prefix,) if isinstance(prefix, int) else prefix
+    return next((n for n in options if tokens > n and math.isqrt(tokens - n) ** 2 == tokens - n), options[0])
+
+
 def resize_positions(
     embedding: Tensor, shape: tuple[int, ...], prefix: int, grid: tuple[int, int] | None = None, *, antialias: bool = True
 ) -> Tensor:
