@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opticus.parity.manifests import all_manifests, digest, fold, manifest_entry, manifests_of, papers, read, unfold
+from opticus.parity.manifests import all_manifests, digest, fold, manifest_entry, manifests_of, pack, papers, read, unfold, unpack
 from opticus.structures import WeightsError
 
 words = st.one_of(st.integers(0, 30).map(str), st.sampled_from(["layer1", "conv", "weight", "bias", "bn", "01", "q", "k"]))
@@ -28,6 +28,25 @@ def test_equal_branches_are_stored_once() -> None:
     assert fold(table) == {"": ".", "layers": {"0-11": {"k|q|v": {"bias|weight": "8"}}}}
     slashes = {f"a/block_{i}/kernel": (2, 3) for i in range(2)} | {"cls": ()}
     assert unfold(fold(slashes)) == slashes
+
+
+@given(st.lists(shapes, min_size=1, max_size=4), shapes)
+def test_packing_loses_nothing(tables: list[dict[str, tuple[int, ...]]], state: dict[str, tuple[int, ...]]) -> None:
+    entries = {f"v{i}": manifest_entry(table) for i, table in enumerate([*tables, tables[0]])}
+    record = {"tiny": [{"name": "a", "state": fold(state)}, {"name": "prepared", "state": {}}], "manifests": {"theirs": entries}}
+    assert unpack(pack(record)) == record == unpack(record)
+
+
+def test_a_block_is_written_once_for_all_widths() -> None:
+    def network(width: int) -> dict[str, tuple[int, ...]]:
+        return {f"{i}.{leaf}": (width * i, 3)[:rank] for i in (1, 2) for leaf, rank in (("w", 2), ("b", 1), ("n", 0))}
+
+    entries = {f"v{width}": manifest_entry(network(width)) for width in (8, 16)}
+    packed = pack({"tiny": [], "manifests": {"theirs": {**entries, "again": entries["v8"]}}})
+    assert packed["blocks"] == [{"b": 0, "n": "", "w": 1}]
+    keys = {variant: entry["keys"] for variant, entry in packed["manifests"]["theirs"].items()}
+    assert keys["v16"] == {"": ".", "1": "@0 16 16x3", "2": "@0 32 32x3"} and keys["again"] == {"": 0}
+    assert unfold(unpack(packed)["manifests"]["theirs"]["again"]["keys"]) == network(8)
 
 
 @pytest.mark.parametrize("table", [{"a.b": (), "a": ()}, {"a": (), "a.b": ()}, {"a..b": ()}, {"a|b": ()}, {"a.1-2.c": ()}])

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +17,7 @@ from opticus.structures import WeightsError
 Shapes = dict[str, tuple[int, ...]]
 COUNTER = re.compile(r"(.*[./])?num_batches_tracked")  # bookkeeping of batch normalisation, no weight
 _RANGE = re.compile(r"(\d+)-(\d+)")
+BLOCK = (2, 10)  # fewest and most different shapes of a branch that `pack` writes once: a layer or a block, not a stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +135,103 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split("x")) if text else ()
 
 
+# --- families of networks whose blocks differ in their widths only ------------------------------------------------------
+
+
+def pack(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A parity record in which a block of layers that recurs with other shapes is written once, under "blocks".
+
+    In its places stands "@2 64x3x3x3 64": block 2 with these shapes for its numbers 0 and 1. A manifest that equals an earlier one,
+    the nth of the record, is {"": n}. `unpack` is the inverse.
+    """
+    trees = list(_trees(record))
+    counts: Counter[str] = Counter()
+    for i, tree in enumerate(trees):
+        if trees.index(tree) == i:
+            _count(tree, counts)
+    often = {text for text, count in counts.items() if count > 1}
+    blocks: dict[str, int] = {}
+    packed: list[dict[str, Any]] = []
+    for i, tree in enumerate(trees):
+        first = trees.index(tree)
+        packed.append({"": first} if first < i else {key: _abbreviate(below, often, blocks) for key, below in tree.items()})
+    return {**_with_trees(record, iter(packed)), "blocks": [json.loads(text) for text in blocks]}
+
+
+def unpack(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with every block in its places; a record that was not packed as it is."""
+    if "blocks" not in record:
+        return dict(record)
+    trees: list[dict[str, Any]] = []
+    for tree in _trees(record):
+        same = isinstance(tree[""], int)
+        trees.append(trees[tree[""]] if same else {key: _expand(below, record["blocks"]) for key, below in tree.items()})
+    return {key: value for key, value in _with_trees(record, iter(trees)).items() if key != "blocks"}
+
+
+def _trees(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The folded manifests of a record: of its cases, then of its published formats."""
+    yield from (case["state"] for case in record["tiny"] if case["state"])
+    yield from (entry["keys"] for variants in record["manifests"].values() for entry in variants.values())
+
+
+def _with_trees(record: Mapping[str, Any], trees: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    tiny = [{**case, "state": next(trees)} if case["state"] else case for case in record["tiny"]]
+    manifests = {
+        form: {variant: {**entry, "keys": next(trees)} for variant, entry in variants.items()}
+        for form, variants in record["manifests"].items()
+    }
+    return {**record, "tiny": tiny, "manifests": manifests}
+
+
+def _block(tree: dict[str, Any]) -> tuple[str, list[str]]:
+    """A branch as JSON with numbers for its shapes (scalars stay), and those shapes in order."""
+    numbers: dict[str, int] = {}
+
+    def bare(branch: Any) -> Any:
+        if isinstance(branch, dict):
+            return {key: bare(below) for key, below in sorted(branch.items())}
+        return numbers.setdefault(branch, len(numbers)) if branch else branch
+
+    return json.dumps(bare(tree), separators=(",", ":")), list(numbers)
+
+
+def _is_block(shapes: list[str]) -> bool:
+    return BLOCK[0] <= len(shapes) <= BLOCK[1]
+
+
+def _count(tree: dict[str, Any], counts: Counter[str]) -> None:
+    text, shapes = _block(tree)
+    counts.update([text] if _is_block(shapes) else [])
+    for branch in tree.values():
+        if isinstance(branch, dict):
+            _count(branch, counts)
+
+
+def _abbreviate(branch: Any, often: set[str], blocks: dict[str, int]) -> Any:
+    if not isinstance(branch, dict):
+        return branch
+    text, shapes = _block(branch)
+    if text in often and _is_block(shapes):
+        return f"@{blocks.setdefault(text, len(blocks))} {' '.join(shapes)}"
+    return {key: _abbreviate(below, often, blocks) for key, below in branch.items()}
+
+
+def _expand(branch: Any, blocks: Sequence[Any]) -> Any:
+    if isinstance(branch, dict):
+        return {key: _expand(below, blocks) for key, below in branch.items()}
+    if not branch.startswith("@"):
+        return branch
+    index, *shapes = branch[1:].split(" ")
+
+    def dressed(block: Any) -> Any:
+        if isinstance(block, dict):
+            return {key: dressed(below) for key, below in block.items()}
+        return shapes[block] if isinstance(block, int) else block
+
+    return dressed(blocks[int(index)])
+
+
 # --- the recorded files ----------------------------------------------------------------------------------------------
 
 
@@ -145,7 +244,7 @@ def papers() -> tuple[str, ...]:
 def read(paper: str) -> dict[str, Any]:
     """The parity record of a paper; WeightsError if there is none or it is not readable."""
     try:
-        return json.loads(resources.files("opticus.parity").joinpath(f"{paper}.json").read_text("utf-8"))
+        return unpack(json.loads(resources.files("opticus.parity").joinpath(f"{paper}.json").read_text("utf-8")))
     except FileNotFoundError:
         raise WeightsError(f"{paper}: there is no parity record src/opticus/parity/{paper}.json") from None
     except ValueError as error:
