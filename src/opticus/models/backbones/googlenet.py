@@ -237,6 +237,7 @@ VARIANTS: dict[str, Config] = {
 PARAMETERS: dict[str, int] = {"22": 13004888}
 HEAD = r"(fc|aux[12]\.fc2)\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
 IGNORE = r"(fc|aux[12])\..+"  # a file's heads have no place in a network with classes=0, its side heads none in one without them
+OVERFIT = {"lr": 4e-3}
 FORMATS: dict[str, Names] = {"torchvision": Names(keep(r"(conv[123]|inception[345][a-e]|aux[12]|fc)\..+"))}
 WEIGHTS: dict[str, Weights] = {
     "22:imagenet1k_v1": Weights(
