@@ -135,7 +135,7 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 # --- variants and weights ------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(width=64, depth=4, kernel=5, patch=2, classes=10, size=32),
+    "tiny": Config(width=64, depth=4, kernel=5, patch=4, classes=10, size=32),
     "1536_20": Config(),
     "768_32": Config(width=768, depth=32, kernel=7, activation="relu"),
     "1024_20": Config(width=1024, patch=14),

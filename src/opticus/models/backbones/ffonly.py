@@ -161,7 +161,7 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 # --- variants and weights ------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(size=32, patch=4, width=96, depth=4, mlp=2.0, positions=8, classes=10),
+    "tiny": Config(size=32, patch=8, width=128, depth=4, mlp=2.0, positions=4, classes=10),
     "ti16": Config(width=192),
     "b16": Config(),
     "l32": Config(patch=32, width=1024, depth=24),  # its position embeddings keep the 14x14 grid of the others

@@ -141,7 +141,7 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 _S, _B = Config(width=512, depth=8, tokens=256, hidden=2048), Config()
 _L = Config(width=1024, depth=24, tokens=512, hidden=4096)
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(size=32, patch=4, width=96, depth=4, tokens=64, hidden=192, classes=10),
+    "tiny": Config(size=32, patch=8, width=128, depth=4, tokens=32, hidden=256, classes=10),
     "s32": replace(_S, patch=32),
     "s16": _S,
     "b32": replace(_B, patch=32),
