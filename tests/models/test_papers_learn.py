@@ -17,7 +17,7 @@ from opticus import zoo
 from opticus.ops.boxes import map_boxes
 from opticus.ops.iou import iou
 from opticus.parity.compare import named_tensors
-from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor
+from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor, UsageError
 from opticus.transforms.prepare import prepare
 from opticus.verbs.models import create, load, save
 
@@ -174,6 +174,10 @@ def test_backbone_says_the_truth_about_its_maps(paper: str) -> None:
         assert not hasattr(network, "features")
         return
     height, width = 8 * network.strides[-1], 8 * network.strides[-1] + network.strides[-1] // 2 + 1
+    if getattr(zoo.paper(paper), "FIXED_SIZE", False):  # weights that belong to positions: any other size is refused by name
+        with pytest.raises(UsageError, match=f"found {height}x{width}"):
+            network.features(torch.randn(2, rule_of(network).channels, height, width))
+        height = width = side_of(network)
     with torch.no_grad():
         maps = network.eval().features(torch.randn(2, rule_of(network).channels, height, width))
     assert len(maps) == len(network.strides) == len(network.widths)

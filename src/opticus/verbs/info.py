@@ -131,7 +131,7 @@ def receptive_field(network: nn.Module) -> int | None:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if _reaches(network, rule.channels, middle, stride, height) else (low, middle)
-    except (RuntimeError, ValueError):  # networks of one input size (attention over a fixed grid) see all of it
+    except (RuntimeError, ValueError, UsageError):  # networks of one input size (weights per position) see all of it
         return None
     finally:
         network.train(was_training)
