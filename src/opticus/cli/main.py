@@ -17,7 +17,7 @@ OK, FINDINGS, USAGE, FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
 SETTINGS = (
     *("epochs", "steps", "batch", "lr", "weight_decay", "clip", "kind", "average", "seed", "workers", "precision", "device"),
     *("accumulate", "patience", "evaluate_every", "save_every", "log_every", "metric", "weights"),
-    *("teacher", "distill", "temperature", "share"),
+    *("freeze", "unfreeze", "layer_decay", "teacher", "distill", "temperature", "share"),
 )  # the common ones, known here without importing torch
 FAULT = "a fault of opticus itself"
 
