@@ -19,9 +19,33 @@ Transform = Callable[[Sample, Any], Sample]
 ORDER_STREAM = 0x0DE5  # keeps the order of an epoch apart from its samples' own randomness
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The permutation of 0..n-1 of one epoch, a function of (seed, epoch)."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), (ORDER_STREAM << 32) + epoch])).permutation(n)
+def epoch_order(seed: int, epoch: int, n: int, shares: Sequence[float] | None = None) -> np.ndarray:
+    """The permutation of 0..n-1 of one epoch, a function of (seed, epoch); with `shares` n draws with those chances instead."""
+    rng = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), (ORDER_STREAM << 32) + epoch]))
+    return rng.permutation(n) if shares is None else rng.choice(n, n, p=np.asarray(shares))
+
+
+def balanced(dataset: Dataset) -> tuple[float, ...]:
+    """Chances under which every class is drawn equally often: a sample has that of its rarest label (Gupta et al. 2019, LVIS).
+
+    Samples without a label share the chance of one class. Raises DataError if no sample has a label.
+    """
+    labels = [target_labels(dataset.target_of(i)) for i in range(len(dataset))]
+    counts = np.zeros(len(dataset.names) + 1)
+    for row in labels:
+        counts[row if len(row) else [-1]] += 1
+    if not counts[:-1].any():
+        raise DataError("sampling='balanced' needs labels, the data has none")
+    chances = np.asarray([1 / counts[row if len(row) else [-1]].min() for row in labels])
+    return tuple((chances / chances.sum()).tolist())
+
+
+def target_labels(target: Any) -> np.ndarray:
+    """The different labels of a target, ascending; DataError for one without labels."""
+    labels = getattr(target, "labels", None)
+    if not isinstance(labels, torch.Tensor) or labels.ndim != 1:
+        raise DataError(f"classes can be balanced only where targets have labels, found {type(target).__name__}")
+    return np.unique(labels.numpy())
 
 
 def steps_per_epoch(n: int, batch: int) -> int:
@@ -37,6 +61,7 @@ class Plan:
     batch: int
     accumulate: int = 1
     workers: int = 0
+    shares: tuple[float, ...] | None = None  # chances of the samples, drawn with replacement; None = every sample once an epoch
 
 
 class Order(torch_data.Sampler[list[tuple[int, int]]]):
@@ -56,7 +81,7 @@ class Order(torch_data.Sampler[list[tuple[int, int]]]):
         for number in itertools.count(self.start):
             epoch, place = divmod(number, per_epoch)
             if epoch != known:
-                order, known = epoch_order(self.plan.seed, epoch, self.n), epoch
+                order, known = epoch_order(self.plan.seed, epoch, self.n, self.plan.shares), epoch
             share = self.size // self.world
             first = place * self.size + self.rank * share
             yield [(epoch, int(i)) for i in order[first : first + share]]

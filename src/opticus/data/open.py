@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from opticus.data import archive, cifar, coco, folder, mnist, voc, yolo
+from opticus.data import archive, cifar, coco, folder, mnist, tags, voc, yolo
 from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -36,6 +36,7 @@ FORMATS = (
     Format("yolo", "data.yaml, or images/ beside labels/ (YOLO)", yolo.matches, yolo.read),
     Format("cifar", "data_batch_* or train.bin (CIFAR)", cifar.matches, cifar.read),
     Format("mnist", "*-images-idx3-ubyte[.gz] with labels (MNIST)", mnist.matches, mnist.read),
+    Format("tags", "labels.csv with the columns file and labels", tags.matches, tags.read),
     Format("folder", "<class>/*.jpg or <split>/<class>/*.jpg (folders of pictures)", folder.matches, folder.read),
 )
 
@@ -48,7 +49,8 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", a folder, file or archive in a known format, or an iterable of `Sample`.
+    """The data set `source`: "digits", "scenes", "crops", "textures", a folder, file or archive in a known format, or an iterable of `Sample`;
+    "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?).
 
     `split` is "train", "val" or "test" (with the usual aliases). Annotations are checked (boxes finite, non-empty and inside,
     categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first bad record, "quarantine" leaves bad
@@ -58,6 +60,9 @@ def open_data(
     """
     if on_bad not in ("raise", "quarantine", "keep"):
         raise UsageError(f"on_bad must be 'raise', 'quarantine' or 'keep', found {on_bad!r}")
+    if isinstance(source, str) and source.startswith(tags.PREFIX):
+        base = open_data(source.removeprefix(tags.PREFIX), split, on_bad=on_bad, quarantine=quarantine, **options)
+        return tags.Tags(base)
     if isinstance(source, str) and source in EMBEDDED:
         return _without(_embedded(source, canonical(split), options), _listed(quarantine, canonical(split)), 0)
     if isinstance(source, (str, Path)):

@@ -31,6 +31,7 @@ class Subset:
         self.label_ids: tuple[int, ...] = base.label_ids
         self.split: str = base.split
         self.splits: tuple[str, ...] = base.splits
+        self.multi = bool(getattr(base, "multi", False))
         self.hash: str = digest(base.hash, self.indices)
 
     def __len__(self) -> int:
@@ -97,6 +98,7 @@ class Samples:
             raise DataError(f"the data has {len(names)} class names but a label {highest}")
         self.names: tuple[str, ...] = tuple(names) if names is not None else tuple(str(i) for i in range(highest + 1))
         self.label_ids: tuple[int, ...] = tuple(range(len(self.names)))
+        self.multi = any(isinstance(s.target, Classes) and s.target.scores is None and len(s.target) != 1 for s in self.samples)
         self.boxes, self.sizes = _flat([sample.target for sample in self.samples])
         self.hash: str = digest("samples", *(part for i in range(len(self.samples)) for part in self._content(i)))
 

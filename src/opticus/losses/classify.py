@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from opticus.ops.collectives import all_reduce
-from opticus.structures import Batch, Classes, DataError, Result, Target
+from opticus.structures import Batch, CapabilityError, Classes, DataError, Result, Target
+
+
+def logits_of(out: Any) -> Tensor:
+    """What a classifier says: the output itself, or its field `logits`. CapabilityError for anything else."""
+    found = out if isinstance(out, Tensor) else getattr(out, "logits", None)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise CapabilityError(f"expected a classifier's logits (B, K), but the network returns {type(out).__name__}")
+    return found
 
 
 def distribution(targets: Sequence[Target | None], classes: int, ids: Sequence[str] = ()) -> Float[Tensor, "B K"]:

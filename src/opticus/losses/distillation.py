@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opticus.losses.classify import cross_entropy
+from opticus.losses.classify import cross_entropy, logits_of
 from opticus.losses.supervised import Supervised, widened
 from opticus.ops.collectives import all_reduce
 from opticus.structures import Batch, CapabilityError, Prepare, Progress, TrainError, UnknownNameError, UsageError
@@ -50,14 +50,6 @@ def soft(
         each = each * weights
     count = all_reduce(each.new_tensor(float(each.shape[0])), "mean")
     return temperature**2 * each.sum() / count
-
-
-def logits_of(out: Any) -> Tensor:
-    """What a classifier says: the output itself, or its field `logits`. CapabilityError for anything else."""
-    found = out if isinstance(out, Tensor) else getattr(out, "logits", None)
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        raise CapabilityError(f"distillation needs logits (B, K), but the network returns {type(out).__name__}")
-    return found
 
 
 class Distilled(nn.Module):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from opticus.structures import Classes, MetricError, Result, Target
 
+BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -49,6 +50,7 @@ class Accuracy:
             "task": "single label",
             "top": [1, 5],
             "crops": 1,
+            "bins": BINS,
             "data": self.data,
             "split": self.split,
             "samples": len(self._rows),
@@ -107,7 +109,7 @@ class Accuracy:
         return rows
 
     def compute(self) -> dict[str, float]:
-        """`top1`, `top5` (from six classes on) and `balanced` accuracy, in [0, 1]; MetricError without samples."""
+        """`top1`, `top5` (from six classes on), `balanced` accuracy and, with probabilities, `ece`, in [0, 1]; MetricError without samples."""
         if not self._rows:
             raise MetricError("accuracy: no sample was scored, expected at least one")
         rank = cast(Ints, self.samples()["rank"])
@@ -116,7 +118,27 @@ class Accuracy:
             numbers["top5"] = float((rank < 5).mean())
         recalls = [row["accuracy"] for row in self.per_class() if row["accuracy"] is not None]
         numbers["balanced"] = float(np.mean(recalls))
+        if bins := self.calibration():
+            numbers["ece"] = float(sum(b["share"] * abs(b["accuracy"] - b["confidence"]) for b in bins))
         return numbers
+
+    def calibration(self, bins: int = BINS) -> list[dict[str, float]]:
+        """The reliability diagram: equal-width bins of confidence with share of samples, mean confidence and accuracy.
+
+        The expected calibration error ("ece") is the share-weighted mean of |accuracy - confidence| (Guo et al. 2017, eq. 3). Empty
+        bins are left out; the list is empty where a prediction came without a probability.
+        """
+        arrays = self.samples()
+        score, right = arrays["score"], arrays["rank"] < 1
+        if not (np.isfinite(score).all() and (score >= 0).all() and (score <= 1 + 1e-6).all()):
+            return []
+        place = np.clip(np.ceil(score * bins).astype(np.int64) - 1, 0, bins - 1)
+        rows: list[dict[str, float]] = []
+        for index in np.unique(place).tolist():
+            inside = place == index
+            rows.append({"low": index / bins, "high": (index + 1) / bins, "share": float(inside.mean()),
+                         "confidence": float(score[inside].mean()), "accuracy": float(right[inside].mean())})  # fmt: skip
+        return rows
 
     def worst(self, limit: int = 20) -> list[ClassMistake]:
         """The most confident mistakes, most confident first."""

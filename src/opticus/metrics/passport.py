@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
+from opticus.metrics.multilabel import TagPrecision, resampled
 from opticus.metrics.tables import Matches, average_precision
 from opticus.structures import MetricError
 from opticus.structures.files import write_bytes
@@ -39,12 +40,14 @@ class Passport(NamedTuple):
     arrays: Mapping[str, Array] = {}
 
     @staticmethod
-    def of(metric: Accuracy | CocoDetection, extra: Mapping[str, Any] | None = None) -> Passport:
+    def of(metric: Accuracy | TagPrecision | CocoDetection, extra: Mapping[str, Any] | None = None) -> Passport:
         """The passport of a finished metric; `extra` protocol fields (input size, threshold) are added to every number."""
         protocol = {**metric.protocol, **(extra or {})}
         numbers = {name: Number(value, protocol) for name, value in metric.compute().items()}
         if isinstance(metric, Accuracy):
             arrays: dict[str, Array] = {f"accuracy/{key}": value for key, value in metric.samples().items()}
+        elif isinstance(metric, TagPrecision):
+            arrays = {f"tags/{key}": value for key, value in metric.samples().items()}
         else:
             kinds = {"bbox": "boxes", "segm": "masks"} if metric.masks else {"bbox": "boxes"}
             arrays = {
@@ -159,6 +162,9 @@ def _resampled(arrays: Mapping[str, Array], draws: npt.NDArray[np.float64]) -> d
     for measure, group in groups.items():
         if measure == "accuracy":
             numbers |= _accuracies(group, draws)
+            continue
+        if measure == "tags":
+            numbers |= resampled(group, draws)
             continue
         prefix = "mask_" if measure == "masks" else ""
         values = average_precision(Matches.from_arrays(group), draws)  # R, K, T

@@ -149,6 +149,24 @@ def profile(names: Sequence[str], values: Sequence[float], spread: Sequence[floa
         return finish()
 
 
+def reliability(bins: Sequence[Mapping[str, float]], error: float) -> str:
+    """SVG of a reliability diagram: accuracy against confidence per bin beside the diagonal, and the share of samples below."""
+    with _figure(3.8, 4.2) as (figure, finish):
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        edges = [(row["low"], row["high"] - row["low"]) for row in bins]
+        for (low, width), row in zip(edges, bins):
+            gap = row["confidence"] - row["accuracy"]
+            axes.bar(low, row["accuracy"], width, align="edge", color=_rgb(0), alpha=0.85, linewidth=0)
+            axes.bar(low, gap, width, bottom=row["accuracy"], align="edge", color=_rgb(1), alpha=0.35, linewidth=0)
+            below.bar(low, row["share"], width, align="edge", color=_rgb(0), alpha=0.5, linewidth=0)
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=1, linestyle="--", alpha=0.6)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        _dress(axes, f"expected calibration error {error:.3f}", "", "accuracy (pale: gap to confidence)")
+        _dress(below, "", "confidence", "share")
+        return finish()
+
+
 def sheet(pictures: Sequence[Any], captions: Sequence[str] = (), *, columns: int = 6, cell: int = 192) -> Image:
     """A grid of pictures (anything `draw` takes), each fitted into `cell` x `cell` pixels above its caption: samples, augmentations."""
     from PIL import Image as image_module

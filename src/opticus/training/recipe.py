@@ -126,6 +126,7 @@ class Recipe:
     freeze: int | str | tuple[str, ...] | None = None  # so many first units (-1: all but the head), or patterns of parameter names
     unfreeze: tuple[float, ...] = ()  # shares of the run at which frozen units are let go, those nearest the output first
     layer_decay: float | None = None  # learning rate of a unit = this ** its distance from the head
+    sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: an epoch draws every class equally often, with replacement
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     seed: int = 0

@@ -16,13 +16,14 @@ from opticus import zoo
 from opticus.data.open import open_data
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
+from opticus.metrics.multilabel import TagPrecision
 from opticus.ops import collectives
 from opticus.structures import CapabilityError, Classes, DataError, Dataset, Instances, Picture, Result, Sample, UsageError
 from opticus.verbs.models import Card
 from opticus.verbs.predict import contiguous, infer, place
 from opticus.weights.labels import labels
 
-AnyMetric = Accuracy | CocoDetection
+AnyMetric = Accuracy | TagPrecision | CocoDetection
 HEADLINE = {"classify": "top1", "detect": "AP"}
 
 
@@ -31,6 +32,8 @@ def headline_of(card: Card) -> tuple[str, bool] | None:
     paper = zoo.paper(zoo.split(card.name)[0])
     if hasattr(paper, "HEADLINE"):
         return paper.HEADLINE, getattr(paper, "LOWER_IS_BETTER", False)
+    if card.multi_label:
+        return "mAP", False
     return (HEADLINE[card.task], False) if card.task in HEADLINE else None
 
 
@@ -60,7 +63,8 @@ def evaluate(
     quiet: bool = False,
     on_bad: Literal["raise", "quarantine", "keep"] = "raise",
 ) -> Evaluation:
-    """Score `model` on `data` with its task's official metric: top-1/top-5 for classifiers, the COCO numbers for detectors.
+    """Score `model` on `data` with its task's official metric: top-1/top-5 for classifiers (mAP where pictures
+    have several labels), the COCO numbers for detectors.
 
     Labels are matched by name where the model knows its class names; a model and data set of unlike classes are refused.
     `limit` scores the first so many records only (the protocol says so). Raises DataError, UsageError or CapabilityError.
@@ -105,7 +109,7 @@ def score(
     if card.labels is None and classes is not None and classes != len(dataset.names):
         raise UsageError(f"{card.name} has {classes} classes without names, the data set has {len(dataset.names)}")
     indices = range(collectives.rank(), count, collectives.world_size())
-    evaluation = Evaluation({}, metric, {}, HEADLINE[card.task])
+    evaluation = Evaluation({}, metric, {}, "mAP" if card.multi_label else HEADLINE[card.task])
     bar: Any = tqdm(total=len(indices), unit="img", desc=f"evaluate {split}", file=sys.stderr, disable=quiet, leave=False)
     with bar:
         for first in range(0, len(indices), batch):
@@ -129,6 +133,12 @@ def metric_for(card: Card, dataset: Dataset, split: str) -> AnyMetric:
     """The official metric of the model's task on this data set; CapabilityError if they do not fit."""
     if card.task != dataset.task:
         raise CapabilityError(f"{card.name} does {card.task}, but the data set is for {dataset.task}")
+    several = bool(getattr(dataset, "multi", False))
+    if card.multi_label != several and card.task == "classify":
+        kinds = ("one label a picture", "several labels a picture")
+        raise CapabilityError(f"{card.name} was made for {kinds[card.multi_label]}, the data set has {kinds[several]}")
+    if card.multi_label:
+        return TagPrecision(dataset.names, data=dataset.hash, split=split)
     if card.task == "classify":
         return Accuracy(dataset.names, data=dataset.hash, split=split)
     if card.task == "detect":

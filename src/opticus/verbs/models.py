@@ -42,6 +42,7 @@ class Card:
     label_ids: tuple[int, ...] | None = None
     license: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+    multi_label: bool = False  # every class is decided on its own, by a sigmoid
     own: bool = False  # the labels are those of a data set it was trained on
 
     def kept(self) -> list[int] | None:
@@ -182,7 +183,7 @@ def _load_saved(path: Path, meta: dict[str, Any], fresh: str | None, changes: di
         name, module.TASK,
         labels=tuple(names) if names and not new_head else None, label_ids=tuple(ids) if ids and not new_head else None,
         license=meta.get("license"), provenance={**meta.get("provenance", {}), "file": path.name},
-        own=bool(meta.get("own_labels")) and not new_head,
+        own=bool(meta.get("own_labels")) and not new_head, multi_label=bool(meta.get("multi_label")) and not new_head,
     )  # fmt: skip
     return _told(bind(network.eval(), card), loaded, quiet)
 
@@ -323,6 +324,7 @@ def meta_of(model: nn.Module) -> dict[str, Any]:
         "labels": None if card.labels is None else list(card.labels),
         "label_ids": None if card.label_ids is None else list(card.label_ids),
         "own_labels": card.own,
+        "multi_label": card.multi_label,
         "license": card.license,
         "provenance": card.provenance,
         "opticus": version("opticus"),

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opticus.losses.classify import logits_of
+from opticus.losses.multilabel import tagged
 from opticus.losses.supervised import widened
 from opticus.structures import (
     CapabilityError,
@@ -66,7 +68,8 @@ def predict(
 ) -> list[Prediction] | Iterator[Prediction]:
     """Results for a picture file, folder, video, PIL picture, uint8 RGB array (H,W,3), uint8 tensor (H,W,3) or (3,H,W), or a list.
 
-    `threshold` drops objects with a lower score (default 0.3 for detectors); `labels` keeps only these class names; `limit` keeps
+    `threshold` drops objects with a lower score (default 0.3 for detectors, 0.5 for several labels);
+    `labels` keeps only these class names; `limit` keeps
     the best so many results a picture; `batch` pictures go through the network together; `precision` is "fp32" or "bf16".
     `stream=True` returns a generator that holds one batch at a time.
 
@@ -108,7 +111,7 @@ class Choice(NamedTuple):
                 if label not in known:
                     raise UnknownNameError("label", label, known)
             wanted = {known.index(label) for label in labels}
-        default = 0.3 if card.task in ("detect", "pose", "segment") else 0.0
+        default = 0.3 if card.task in ("detect", "pose", "segment") else 0.5 if card.multi_label else 0.0
         return Choice(names, ids, kept, wanted, default if threshold is None else threshold, limit)
 
     def __call__(self, result: Result) -> Result:
@@ -182,7 +185,8 @@ def infer(model: nn.Module, batch: Sequence[Picture], device: str | None = None,
     try:
         with torch.inference_mode(), autocast(where, precision):
             out = model(images.pixels, images.valid) if images.valid is not None else model(images.pixels)
-            results: list[Result] = network.results(widened(out), images)
+            several = getattr(getattr(network, "card", None), "multi_label", False)
+            results: list[Result] = tagged(logits_of(widened(out))) if several else network.results(widened(out), images)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -13,12 +13,13 @@ from torch import nn
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.mistakes import confusion, describe, worst
+from opticus.metrics.multilabel import TagPrecision
 from opticus.metrics.passport import Number, Passport
-from opticus.plot.figures import read_curves
+from opticus.plot.figures import read_curves, reliability
 from opticus.plot.report import Pair, write_report
 from opticus.structures import DataError, Dataset, Instances, Result
 from opticus.training.recipe import Recipe, to_json
-from opticus.verbs.evaluate import Evaluation, infer, label_map, relabel
+from opticus.verbs.evaluate import AnyMetric, Evaluation, infer, label_map, relabel
 from opticus.verbs.models import Card
 from opticus.verbs.tokens import has_tokens, keep_tokens
 
@@ -78,7 +79,7 @@ def report_of(
         args=_json(out / "args.json") or (None if recipe is None else to_json(recipe)),
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
         threshold=SCORE,
-        more=[keep_tokens(out, model, data)] if has_tokens(model) else (),
+        more=[*_calibration(metric), *([keep_tokens(out, model, data)] if has_tokens(model) else ())],
     )
 
 
@@ -103,7 +104,7 @@ def rewrite(folder: Path) -> Path:
     return report_of(folder, model, done, data, None)
 
 
-SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5", "balanced")
+SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5", "balanced", "ece", "mAP", "CF1", "OF1")
 
 
 def _short(values: Mapping[str, float]) -> dict[str, float]:
@@ -124,13 +125,19 @@ def _pair(data: Dataset, index: int, result: Result, caption: str, focus: tuple[
     return Pair(sample.picture, sample.target, result, caption, focus)
 
 
-def _mistakes(model: nn.Module, data: Dataset, metric: Accuracy | CocoDetection) -> list[Pair]:
+def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric) -> list[Pair]:
     """The worst mistakes, looked at once more."""
     where = {data.id_of(i): i for i in range(len(data))}
     places = label_map(cast(Any, model).card, data.names)
     pairs: list[Pair] = []
     if isinstance(metric, CocoDetection):
         rows = [(one.id, describe(one, metric.names), one.box) for one in worst(metric, MISTAKES, score=SCORE)]
+    elif isinstance(metric, TagPrecision):
+        words = {True: "invented", False: "missed"}
+        rows = [
+            (w.id, f"{w.id}: {metric.names[w.predicted]} {words[w.truth < 0]} ({w.score:.2f})", None)
+            for w in metric.worst(MISTAKES)
+        ]
     else:
         names = metric.names
         rows = [
@@ -143,8 +150,18 @@ def _mistakes(model: nn.Module, data: Dataset, metric: Accuracy | CocoDetection)
     return pairs
 
 
-def _confusion(metric: Accuracy | CocoDetection | None) -> Any:
-    if metric is None:
+def _calibration(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
+    """The reliability diagram of a classifier whose predictions carry probabilities."""
+    bins = metric.calibration() if isinstance(metric, Accuracy) else []
+    if not bins:
+        return []
+    error = sum(row["share"] * abs(row["accuracy"] - row["confidence"]) for row in bins)
+    words = "How often the most probable class is right, by its probability; a calibrated classifier's bars end on the diagonal."
+    return [("calibration", "Calibration", f"<p>{words}</p>{reliability(bins, error)}")]
+
+
+def _confusion(metric: AnyMetric | None) -> Any:
+    if metric is None or isinstance(metric, TagPrecision):
         return None
     return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection) else metric.confusion()
 

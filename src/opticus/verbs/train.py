@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from opticus import zoo
-from opticus.data.loader import Plan, batches, steps_per_epoch
+from opticus.data.loader import Plan, balanced, batches, steps_per_epoch, target_labels
 from opticus.data.open import open_data
 from opticus.data.records import Source
 from opticus.data.splits import canonical
+from opticus.losses.multilabel import MultiLabel
+from opticus.losses.supervised import Supervised
 from opticus.ops import collectives
-from opticus.structures import Batch, CapabilityError, Objective, Sample, TrainError, UnknownNameError, UsageError
+from opticus.structures import Batch, CapabilityError, DataError, Objective, Sample, TrainError, UnknownNameError, UsageError
 from opticus.structures.files import write_text
 from opticus.training.loop import loop
 from opticus.training.recipe import Job, Optim, Outcome, Recipe, Schedule, to_json
@@ -128,7 +130,7 @@ def train(
     _check_folder(folder, resuming)
     _check_device(recipe.device)
     torch.manual_seed(recipe.seed)
-    objective = _objective(name, network, recipe.options)
+    objective = _objective(name, network, recipe.options, opened.train)
     if teaching is not None:
         objective = teaching.objective(objective, network, opened.train.names)
     if not resuming:
@@ -159,7 +161,8 @@ def _run(job: Job, network: Model, opened: Splits, test: bool, quiet: bool) -> R
 
 def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, out: Path, resume: bool, quiet: bool) -> Job:
     data = opened.train
-    plan = Plan(recipe.seed, recipe.batch, recipe.accumulate, recipe.workers)
+    shares = balanced(data) if recipe.sampling == "balanced" else None
+    plan = Plan(recipe.seed, recipe.batch, recipe.accumulate, recipe.workers, shares)
     draw = functools.partial(_batches, data, recipe, network, plan)
     validation = opened.val
     card: Card = cast(Any, network).card
@@ -232,6 +235,7 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
     if card.task != data.task and card.task in LABELLED:
         raise CapabilityError(f"{plain} does {card.task}, but the data set is for {data.task}")
     card.labels, card.label_ids, card.own = tuple(data.names), tuple(data.label_ids), True
+    card.multi_label = card.task == "classify" and bool(getattr(data, "multi", False))
     card.provenance = {**card.provenance, "trained_on": data.hash}
     return network.train(), plain
 
@@ -329,14 +333,29 @@ def _seed(seed: Any) -> int:
     return seed
 
 
-def _objective(name: str, network: Model, options: Mapping[str, Any]) -> Objective:
+def _objective(name: str, network: Model, options: Mapping[str, Any], data: Source) -> Objective:
     make = zoo.paper(zoo.split(name)[0]).objective
+    if options.get("class_weights") == "balanced":
+        options = {**options, "class_weights": _balancing(data)}
     try:
-        return make(network, **options)
+        return Supervised(network, MultiLabel(**options)) if network.card.multi_label else make(network, **options)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
         raise UsageError(f"options of {name}'s objective: {str(error).split('() ')[-1]}") from error
+
+
+def _balancing(data: Source) -> list[float]:
+    """Weights that make every class count the same: N / (K n_k), or (N - n_k) / n_k for the present labels of multi-label data."""
+    counts = torch.zeros(len(data.names))
+    for i in range(len(data)):
+        counts[torch.from_numpy(target_labels(data.target_of(i)))] += 1
+    if not bool((counts > 0).all()):
+        absent = ", ".join(name for name, n in zip(data.names, counts.tolist()) if n == 0)
+        raise DataError(f"class_weights='balanced': the training split has no record of {absent}")
+    several = bool(getattr(data, "multi", False))
+    weights = (len(data) - counts).clamp(min=1) / counts if several else len(data) / (len(counts) * counts)
+    return [round(w, 6) for w in weights.tolist()]
 
 
 def _plain(overrides: Mapping[str, Any]) -> dict[str, Any]:
