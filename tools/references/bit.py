@@ -122,7 +122,7 @@ def tiny():
     cases.append({**small, "name": "google", "format": "google", "state": shapes, "outputs": {"out": model(pixels)}})
 
     model = timm_of([1, 2], 32, 5)
-    model.stem = torch.nn.Sequential(OrderedDict(conv=StdConv2d(3, 32, 3, eps=1e-8)))
+    model.stem = torch.nn.Sequential(OrderedDict(conv=StdConv2d(3, 32, 3, 2, eps=1e-8)))
     state = fill_module(model.double().eval())
     shapes = [[19, 24, 1], [24, 16, 2]]
     cases.append({**small, "name": "small stem", "format": "timm", "state": state, "pictures": shapes,

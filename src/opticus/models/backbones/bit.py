@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from opticus.losses.classify import CrossEntropy, ranked
 from opticus.losses.supervised import Supervised
-from opticus.models.backbones.bit_weights import PREPARE
 from opticus.models.backbones.bit_weights import PARAMETERS as PARAMETERS
+from opticus.models.backbones.bit_weights import PREPARE
 from opticus.models.backbones.bit_weights import WEIGHTS as WEIGHTS
 from opticus.structures import Embedding, Images, Result, Task, UsageError
 from opticus.weights.names import Names, chain, conv_kernel, flatten, keep, rename
@@ -35,7 +35,7 @@ TASK: Task = "classify"
 class Config:
     """`layers` counts the units of each block, `width` is that of the root (R50x3: 3 x 64), `groups` those of every group norm.
 
-    `stem="small"` is a 3x3 convolution without pooling, for small pictures; `size` is the side of the pictures that `prepare`
+    `stem="small"` has a 3x3 kernel and no pooling, for small pictures; `size` is the side of the pictures that `prepare`
     makes, no limit; `classes=0` leaves the head away.
     """
 
@@ -67,13 +67,12 @@ class StdConv(nn.Module):
 
 
 class Root(nn.Module):
-    """The 7x7 convolution and pooling before the blocks. Pooling sees a border of zeros, not of nothing (TensorFlow's padding)."""
+    """The 7x7 (small: 3x3) convolution and pooling before the blocks. Pooling sees a border of zeros, not of nothing (TensorFlow's padding)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.pool = config.stem == "imagenet"
-        side, stride = (7, 2) if self.pool else (3, 1)
-        self.conv = StdConv(config.channels, config.width, side, stride, eps=config.eps)
+        self.conv = StdConv(config.channels, config.width, 7 if self.pool else 3, 2, eps=config.eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.conv(pixels)
@@ -118,7 +117,7 @@ class BiT(nn.Module):
         self.config = config
         self.prepare = replace(PREPARE, size=(config.size, config.size)).with_channels(config.channels)
         self.root = Root(config)
-        first = 4 if config.stem == "imagenet" else 1
+        first = 4 if config.stem == "imagenet" else 2
         self.strides = tuple(first * 2**i for i in range(len(config.layers)))
         self.widths = tuple(4 * config.width * 2**i for i in range(len(config.layers)))
         self.blocks = nn.ModuleList()
@@ -172,7 +171,7 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 
 _50, _101, _152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 VARIANTS: dict[str, Config] = {
-    "tiny": Config((1, 1, 1), size=32, width=16, groups=8, stem="small", classes=10),
+    "tiny": Config((2, 2, 2), size=32, width=16, groups=8, stem="small", classes=10),
     "50x1": Config(_50),
     "50x3": Config(_50, width=3 * 64),
     "101x1": Config(_101),

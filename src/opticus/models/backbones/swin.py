@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from opticus.layers.drop import DropPath
@@ -87,37 +87,33 @@ def map_of(x: Float[Tensor, "B n N C"], window: int, height: int, width: int) ->
     return x.transpose(2, 3).reshape(batch, height, width, channels)
 
 
-def relative_positions(window: int) -> Int[Tensor, " NN"]:
-    """Which of the (2M - 1)^2 offsets lies between every two positions of a window, as N x N indices in one row (section 3.2)."""
-    axis = torch.arange(window)
-    offsets = axis[:, None] - axis[None, :] + window - 1  # query minus key, from 0
-    rows = offsets[:, None, :, None].expand(window, window, window, window)
-    columns = offsets[None, :, None, :].expand(window, window, window, window)
-    return (rows * (2 * window - 1) + columns).reshape(-1)
-
-
 class WindowAttention(nn.Module):
     """Self-attention within windows, eq. 4: softmax(q k' / sqrt(d) + B) v with a learned bias B for every relative position."""
 
-    index: Tensor
-
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.window = heads, window
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.register_buffer("index", relative_positions(window), persistent=False)
 
     def forward(self, x: Float[Tensor, "B n N C"], mask: Float[Tensor, "n 1 N N"] | None = None) -> Float[Tensor, "B n N C"]:
         batch, windows, area, width = x.shape
         qkv = self.qkv(x).reshape(batch * windows, area, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.relative_position_bias_table[self.index].reshape(area, area, self.heads).permute(2, 0, 1)[None]
+        bias = self.bias()
         if mask is not None:
             bias = (bias + mask).expand(batch, -1, -1, -1, -1).reshape(-1, self.heads, area, area)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(x.transpose(1, 2).reshape(batch, windows, area, width))
+
+    def bias(self) -> Float[Tensor, "1 h N N"]:
+        """B of eq. 4 for every query and key of a window: entry (y - v + M - 1, x - u + M - 1) of the (2M - 1)^2 table."""
+        side = 2 * self.window - 1
+        table = self.relative_position_bias_table.reshape(side, side, self.heads)
+        # as views: entry (y + b, x + d) at [y, x, head, b, d], where b = M - 1 - v and d = M - 1 - u
+        near = table.unfold(0, self.window, 1).unfold(1, self.window, 1)
+        return near.flip(3, 4).permute(2, 0, 1, 3, 4).reshape(1, self.heads, self.window**2, self.window**2)
 
 
 class Block(nn.Module):
@@ -286,7 +282,7 @@ _S = Config(depths=(2, 2, 18, 2))
 _B = Config(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32))
 _L = Config(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48))
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(size=32, patch=2, width=48, depths=(2, 2, 2), heads=(2, 4, 8), window=4, mlp=2.0, classes=10),
+    "tiny": Config(size=32, width=64, depths=(2, 4), heads=(2, 4), window=4, mlp=2.0, classes=10),
     "t": _T,
     "s": _S,
     "b": _B,
