@@ -290,6 +290,7 @@ VARIANTS: dict[str, Config] = {
     "b_384": replace(_B, size=384, window=12),
     "l_384": replace(_L, size=384, window=12),
 }
+
 # --- weights: this file's names are the authors' ---------------------------------------------------------------------------
 
 IGNORE = r"head\..+"  # a file's head has no place in a network with classes=0
