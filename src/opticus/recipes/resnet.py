@@ -61,7 +61,7 @@ def cifar(model: str) -> Recipe:
     return Recipe(
         model,
         "",
-        transforms=(Resize((32, 32)), Pad(4), Crop((32, 32)), Flip()),
+        transforms=(Resize((32, 32)), Pad(4, 4, 4, 4), Crop((32, 32)), Flip()),
         batch=128,
         steps=64_000,
         optim={"all": Optim("sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, decay_vectors=True)},

@@ -3,7 +3,7 @@
 He, Zhang, Ren and Sun, CVPR 2016, arXiv 1512.03385; with the grouped blocks of ResNeXt (Xie et al., CVPR 2017, 1611.05431)
 and the wider ones of Wide ResNet (Zagoruyko and Komodakis, BMVC 2016, 1605.07146).
 Reference: torchvision 0.29 (BSD-3-Clause); the same networks in timm and Hugging Face transformers (both Apache-2.0); the small ones
-of section 4.2 in chenyaofo/pytorch-cifar-models (BSD-3-Clause); the wide encoders in facebookresearch/swav (CC-BY-NC-4.0, read only).
+of section 4.2 in chenyaofo/pytorch-cifar-models (BSD-3-Clause); the wide encoders in facebookresearch/swav (CC-BY-NC-4.0: outputs compared).
 
 *Differs*: the stride of a bottleneck is on its 3x3 convolution, not on the first 1x1 (as in every published PyTorch file);
 shortcuts that change shape are projections everywhere (the paper's option B), the small networks of section 4.2 included.
