@@ -83,9 +83,9 @@ def record(adapter: ModuleType) -> dict[str, Any]:
 
 
 def encode(value: Any, indent: int = 0) -> str:
-    """JSON in sorted order with one line per small branch, so that a changed number is one changed line."""
+    """JSON in sorted order with one line per small branch, so that a changed number is one changed line; a folded tree is one line."""
     flat = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    if not isinstance(value, dict) or len(flat) < 100:
+    if not isinstance(value, dict) or len(flat) < 100 or "" in value:
         return flat
     inner = ",\n".join(f"{' ' * (indent + 1)}{json.dumps(key)}:{encode(value[key], indent + 1)}" for key in sorted(value))
     return "{\n" + inner + "\n" + " " * indent + "}"

@@ -121,3 +121,60 @@ def test_channels_and_determinism_of_gradients() -> None:
         network(x).square().sum().backward()
         grads.append(network.conv1.weight.grad.clone())
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize(("variant", "layers"), [("plain18", 18), ("plain34", 34), ("plain20", 20), ("plain56", 56)])
+def test_plain_networks_have_their_name_in_layers_and_no_shortcut(variant: str, layers: int) -> None:
+    network = zoo.meta(f"resnet/{variant}")
+    weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(weighted) == layers
+    assert not any("downsample" in name for name, _ in network.named_parameters())
+
+
+def test_a_plain_block_forgets_its_input_and_a_residual_one_keeps_it() -> None:
+    """With its last norm at zero a residual block is the identity (of what is positive), a plain one gives zeros."""
+    for residual in (True, False):
+        network = zoo.create("resnet/20", layers=(1, 1), residual=residual).eval()
+        block = network.layer1[0]
+        nn.init.zeros_(block.bn2.weight)
+        x = torch.randn(2, 16, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(block(x), x.relu() if residual else torch.zeros_like(x))
+
+
+# table 6 of the paper: millions of parameters; the projections of two shortcuts are extra here
+@pytest.mark.parametrize(("depth", "millions"), [("20", 0.27), ("32", 0.46), ("44", 0.66), ("56", 0.85), ("110", 1.7)])
+def test_small_networks_have_the_papers_parameters(depth: str, millions: float) -> None:
+    network = zoo.meta(f"resnet/{depth}")
+    extra = sum(p.numel() for name, p in network.named_parameters() if "downsample" in name)
+    count = sum(p.numel() for p in network.parameters()) - extra
+    assert extra < 3000 and round(count / 1e6, 2 if millions < 1 else 1) == millions
+    if f"plain{depth}" in zoo.paper("resnet").VARIANTS:
+        assert sum(p.numel() for p in zoo.meta(f"resnet/plain{depth}").parameters()) == count
+
+
+# SwAV's README: 94, 375, 586 M; SimCLR's table: 93 and 375 M for widths 2 and 4; BYOL's: 250 M for ResNet-200 (2x)
+@pytest.mark.parametrize(("variant", "millions"), [("50w2", 93.9), ("50w4", 375.4), ("50w5", 586.5), ("200w2", 250.1)])
+def test_wide_encoders_have_the_published_parameters(variant: str, millions: float) -> None:
+    network = zoo.meta(f"resnet/{variant}")
+    assert network.fc is None
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_a_swav_file_is_a_wide_encoder(tmp_path: Path) -> None:
+    """The published files hold the parallel wrapper's names, a projection head and prototypes."""
+    encoder = zoo.create("resnet/50w2", layers=(1, 1, 1, 1), width=16)
+    state = {f"module.{k}": v for k, v in encoder.state_dict().items()}
+    state |= {"module.projection_head.0.weight": torch.zeros(8, 512), "module.prototypes.weight": torch.zeros(3, 8)}
+    torch.save(state, tmp_path / "swav.pth.tar")
+    again = load("resnet/50w2", tmp_path / "swav.pth.tar", layers=(1, 1, 1, 1), width=16)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["20", "50"])
+def test_without_norms_every_convolution_has_a_bias(variant: str) -> None:
+    network = zoo.create(f"resnet/{variant}", layers=(1, 1), width=16, norm="none")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert all(m.bias is not None and not m.bias.any() for m in network.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        assert torch.equal(network.train()(x := torch.randn(2, 3, 32, 32)), network.eval()(x))

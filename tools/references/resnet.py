@@ -1,4 +1,8 @@
-"""ResNet as in torchvision (BSD-3-Clause), timm (Apache-2.0) and Hugging Face transformers (Apache-2.0)."""
+"""ResNet as in torchvision (BSD-3-Clause), timm (Apache-2.0) and Hugging Face transformers (Apache-2.0); the small networks of section
+4.2 as in pytorch-cifar-models (BSD-3-Clause), the wide encoders as in SwAV (CC-BY-NC-4.0: run, never copied).
+
+Set OPTICUS_REFERENCES to a folder that holds clones of github.com/chenyaofo/pytorch-cifar-models and github.com/facebookresearch/swav.
+"""
 
 import torchvision_shim  # noqa: F401  (before anything that imports torchvision)
 
@@ -7,9 +11,9 @@ import timm
 import torch
 import torchvision
 import transformers
+from clones import clone
 from hugging_face import filled, hub_shapes
 from PIL import Image
-from timm.models.resnet import BasicBlock as TimmBasic
 from timm.models.resnet import Bottleneck as TimmBottleneck
 from timm.models.resnet import ResNet as TimmResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -17,6 +21,13 @@ from torchvision.transforms._presets import ImageClassification
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from opticus.parity.fill import fill_module, picture
+
+with clone("pytorch-cifar-models"):
+    from pytorch_cifar_models.resnet import BasicBlock as CifarBlock
+    from pytorch_cifar_models.resnet import CifarResNet
+with clone("swav"):
+    from src.resnet50 import Bottleneck as WideBottleneck
+    from src.resnet50 import ResNet as WideResNet
 
 PAPER = "resnet"
 MEAN, STD = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -38,8 +49,10 @@ DEPTHS = {"18": [2, 2, 2, 2], "34": [3, 4, 6, 3], "50": [3, 4, 6, 3], "101": [3,
 def reference():
     return {
         "repository": "https://github.com/pytorch/vision",
-        "version": f"{torchvision.__version__}; timm {timm.__version__}; transformers {transformers.__version__}",
-        "license": "BSD-3-Clause; Apache-2.0; Apache-2.0",
+        "version": f"{torchvision.__version__}; timm {timm.__version__}; transformers {transformers.__version__}; "
+        "chenyaofo/pytorch-cifar-models 786c16252c0fc58ee9adac063f8337cc4a7a497a; "
+        "facebookresearch/swav 06b1b7cbaf6ba2a792300d79c7299db98b93b7f9",
+        "license": "BSD-3-Clause; Apache-2.0; Apache-2.0; BSD-3-Clause; CC-BY-NC-4.0",
         "kind": "package",
     }
 
@@ -70,6 +83,77 @@ def two_stages(block, **options):
     return model
 
 
+class PlainBasic(BasicBlock):
+    """torchvision's block without its shortcut."""
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)))
+
+
+class PlainBottleneck(Bottleneck):
+    """torchvision's block without its shortcut."""
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)))
+
+
+def plain(block, layers):
+    model = ResNet(block, layers, num_classes=7)
+    for module in model.modules():
+        if isinstance(module, block):
+            module.downsample = None
+    return model.double().eval()
+
+
+def biased(conv):
+    return torch.nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+
+
+def without_norm(model):
+    """Every batch norm taken out, every convolution with a bias instead."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Conv2d):
+                setattr(module, name, biased(child))
+            elif isinstance(child, torch.nn.BatchNorm2d):
+                setattr(module, name, torch.nn.Identity())
+    return model.double().eval()
+
+
+def published_swav(layers, widen, hidden, prototypes):
+    """The training network whose state the published files hold, under the names that its parallel wrapper gives."""
+    model = WideResNet(WideBottleneck, layers, widen=widen, hidden_mlp=hidden, output_dim=128, nmb_prototypes=prototypes)
+    return torch.nn.ModuleDict({"module": model})
+
+
+def more_cases(pictures, pixels):
+    """Section 4.2's networks, plain ones, ones without norms, and the wide encoders."""
+    model = CifarResNet(CifarBlock, [2, 1, 1], 7).double().eval()
+    state = fill_module(model)
+    prepare = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    yield {"name": "section 4.2", "format": "cifar", "variant": "20", "config": {"layers": [2, 1, 1], "classes": 7},
+           "prepare": prepare, "state": state, "pictures": pictures, "outputs": outputs_of(model(pixels))}  # fmt: skip
+    for block, variant in ((PlainBasic, "plain18"), (PlainBottleneck, "50")):
+        model = plain(block, [2, 1, 1, 1])
+        state = fill_module(model)
+        config = {"layers": [2, 1, 1, 1], "classes": 7, "residual": False}
+        yield {"name": f"plain {variant}", "format": "torchvision", "variant": variant, "config": config,
+               "state": state, "pictures": pictures, "outputs": {"out": model(pixels)}}  # fmt: skip
+    for block, variant in ((BasicBlock, "18"), (Bottleneck, "50")):
+        model = without_norm(ResNet(block, [1, 1, 1, 1], num_classes=7))
+        state = fill_module(model)
+        config = {"layers": [1, 1, 1, 1], "classes": 7, "norm": "none"}
+        yield {"name": f"without norm {variant}", "format": "torchvision", "variant": variant, "config": config,
+               "state": state, "pictures": pictures, "outputs": {"out": model(pixels)}}  # fmt: skip
+    wrapped = published_swav([1, 1, 1, 1], 2, 8, 3).double().eval()
+    state = fill_module(wrapped)
+    yield {"name": "wide encoder", "format": "swav", "variant": "50w2", "config": {"layers": [1, 1, 1, 1]},
+           "state": state, "pictures": pictures, "outputs": {"out": wrapped["module"].forward_backbone(pixels)}}  # fmt: skip
+
+
 @torch.no_grad()
 def tiny():
     pictures = [[70, 49, 1], [70, 49, 2]]
@@ -93,13 +177,6 @@ def tiny():
     cases.append({"name": "wide", "format": "timm", "variant": "wide50_2", "config": config,
                   "state": state, "pictures": pictures, "outputs": {"out": model(pixels)}})  # fmt: skip
 
-    model = two_stages(TimmBasic)
-    model.conv1, model.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
-    state = fill_module(model.double().eval())
-    cases.append({"name": "small stem", "format": "timm", "variant": "tiny", "config": {"layers": [1, 1], "classes": 7, "width": 64},
-                  "prepare": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-                  "state": state, "pictures": pictures, "outputs": {"out": model(pixels)}})  # fmt: skip
-
     for kind, sizes, config in (
         ("bottleneck", [32, 64, 128], {"layers": [2, 1, 1], "width": 8, "classes": 7}),
         ("basic", [8, 16, 32], {"layers": [2, 1, 1], "width": 8, "classes": 7, "block": "basic"}),
@@ -108,6 +185,8 @@ def tiny():
         model, state = filled(ResNetForImageClassification, hub)
         cases.append({"name": f"hub {kind}", "format": "huggingface", "variant": "50", "config": config,
                       "state": state, "pictures": pictures, "outputs": {"out": model(pixels).logits}})  # fmt: skip
+
+    cases += more_cases(pictures, pixels)
 
     # the whole path of torchvision's evaluation preset, antialiased resize on Pillow pictures included
     preset = ImageClassification(crop_size=48, resize_size=64)
@@ -134,6 +213,8 @@ def manifests():
     return {
         "torchvision": {v: shapes_of(getattr(torchvision.models, name)) for v, name in TORCHVISION.items()},
         "huggingface": {v: hub_shapes(lambda v=v: ResNetForImageClassification(hub_config(v))) for v in DEPTHS},
+        "cifar": {str(6 * n + 2): shapes_of(lambda n=n: CifarResNet(CifarBlock, [n] * 3)) for n in (3, 5, 7, 9)},
+        "swav": {"50w2": shapes_of(lambda: published_swav([3, 4, 6, 3], 2, 8192, 3000))},
     }
 
 

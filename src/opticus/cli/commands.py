@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from opticus.cli.probe import Probe, TransferCurve
+from opticus.cli.lab import Lab
 from opticus.structures.errors import DataError, UsageError
 
 Device = str
@@ -390,4 +391,5 @@ COMMANDS: dict[str, Any] = {
     "export-data": ExportData,
     "demo": Demo,
     "study": Study,
+    "lab": Lab,
 }

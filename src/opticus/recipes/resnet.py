@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from opticus import zoo
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.colour import ColourJitter
-from opticus.transforms.geometry import Affine, Flip, RandomResizedCrop, Resize
+from opticus.transforms.geometry import Affine, Crop, Flip, Pad, RandomResizedCrop, Resize
 
 # ImageNet top-1 in % of the files that torchvision trained with `imagenet`'s settings (meta data of torchvision 0.29 `models.resnet`)
 PUBLISHED = {
@@ -20,10 +21,15 @@ PUBLISHED = {
     "resnet/wide101_2": 78.848,
 }
 
+# CIFAR-10 test error in %: table 6 of the paper (110 layers: the best of five runs)
+PAPER = {"resnet/20": 8.75, "resnet/32": 7.51, "resnet/44": 7.17, "resnet/56": 6.97, "resnet/110": 6.43}
+
 
 def default(model: str, data: Dataset) -> Recipe:
-    """Embedded digits for "tiny", ImageNet for the others."""
-    return tiny(model, data) if model == "resnet/tiny" else imagenet(model)
+    """Embedded digits for "tiny", CIFAR for the small networks of section 4.2 (digits for them too), ImageNet for the others."""
+    if zoo.config_of(model).stem == "imagenet":
+        return imagenet(model)
+    return tiny(model, data) if model == "resnet/tiny" or set(data.names) <= set("0123456789") else cifar(model)
 
 
 def tiny(model: str, data: Dataset) -> Recipe:
@@ -45,6 +51,24 @@ def tiny(model: str, data: Dataset) -> Recipe:
         evaluate_every=300,
         workers=1,
         note="two minutes and a half on two cores",
+    )
+
+
+def cifar(model: str) -> Recipe:
+    """Section 4.2: pictures padded by 4 pixels, cropped to 32x32 and mirrored at random."""
+    deep = model == "resnet/110"
+    published = f"error {PAPER[model]:.2f} %" if model in PAPER else "no figure is printed for this network"
+    return Recipe(
+        model,
+        "",
+        transforms=(Resize((32, 32)), Pad(4, 4, 4, 4), Crop((32, 32)), Flip()),
+        batch=128,
+        steps=64_000,
+        optim={"all": Optim("sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, decay_vectors=True)},
+        schedules=(Schedule("step", warmup=400 / 64_000 if deep else 0.0, milestones=(0.5, 0.75)),),
+        workers=8,
+        note="CIFAR-10, He et al. 2016, section 4.2: batch 128, SGD 0.1 divided by 10 at 32,000 and 48,000 of 64,000 steps, weight decay "
+        f"1e-4{', 400 steps of warm-up (0.01 in the paper)' if deep else ''}; published (table 6): {published}; not run here",
     )
 
 

@@ -2,12 +2,14 @@
 
 He, Zhang, Ren and Sun, CVPR 2016, arXiv 1512.03385; with the grouped blocks of ResNeXt (Xie et al., CVPR 2017, 1611.05431)
 and the wider ones of Wide ResNet (Zagoruyko and Komodakis, BMVC 2016, 1605.07146).
-Reference: torchvision 0.29 (BSD-3-Clause); the same networks in timm and Hugging Face transformers (both Apache-2.0).
+Reference: torchvision 0.29 (BSD-3-Clause); the same networks in timm and Hugging Face transformers (both Apache-2.0); the small ones
+of section 4.2 in chenyaofo/pytorch-cifar-models (BSD-3-Clause); the wide encoders in facebookresearch/swav (CC-BY-NC-4.0: outputs compared).
 
 *Differs*: the stride of a bottleneck is on its 3x3 convolution, not on the first 1x1 (as in every published PyTorch file);
 shortcuts that change shape are projections everywhere (the paper's option B), the small networks of section 4.2 included.
-*Map*: eq. 1-2 -> `Basic.forward`; figure 5 right -> `Bottleneck`; table 1 -> `ResNet`, `VARIANTS`; section 4.2 -> stem "small";
-ResNeXt figure 3c -> `groups`, `group_width`; Wide ResNet table 9 -> `group_width=128`.
+*Map*: eq. 1-2 -> `Basic.forward`; figure 5 right -> `Bottleneck`; table 1 -> `ResNet`, `VARIANTS`; section 4.2 -> stem "small",
+"20" to "110" (6n + 2 layers); the plain networks of figure 3 and section 4.2 -> `residual=False`; ResNeXt figure 3c -> `groups`,
+`group_width`; Wide ResNet table 9 -> `group_width=128`; the encoders of SwAV and BYOL, every layer w times wider -> `width=64 w`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from opticus.models.backbones.resnet_weights import PARAMETERS as PARAMETERS
 from opticus.models.backbones.resnet_weights import PREPARE
 from opticus.models.backbones.resnet_weights import WEIGHTS as WEIGHTS
 from opticus.structures import Embedding, Images, Prepare, Result, Task
-from opticus.weights.names import Names, keep, rename
+from opticus.weights.names import Names, drop, keep, rename
 
 TASK: Task = "classify"
 SMALL = Prepare(resize="fixed", size=(32, 32))
@@ -36,7 +38,10 @@ SMALL = Prepare(resize="fixed", size=(32, 32))
 
 @dataclass(frozen=True)
 class Config:
-    """`dilate` lists the stages (1-based) whose stride becomes a dilation; `classes=0` leaves the head away."""
+    """`dilate` lists the stages (1-based) whose stride becomes a dilation; `classes=0` leaves the head away.
+
+    `residual=False` is the plain network: no shortcut, no projection. `norm="none"`: convolutions with biases, nothing after them.
+    """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
     block: Literal["basic", "bottleneck"] = "bottleneck"
@@ -45,20 +50,31 @@ class Config:
     groups: int = 1
     group_width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
-    norm: Literal["batch", "frozen"] = "batch"
+    norm: Literal["batch", "frozen", "none"] = "batch"
     dilate: tuple[int, ...] = ()
     channels: int = 3
+    residual: bool = True
 
 
 # --- network -----------------------------------------------------------------------------------------------------------
 
 
-def _norm(kind: str, width: int) -> nn.Module:
-    return FrozenBatchNorm(width) if kind == "frozen" else nn.BatchNorm2d(width)
+def _norm(config: Config, width: int) -> nn.Module:
+    if config.norm == "none":
+        return nn.Identity()
+    return FrozenBatchNorm(width) if config.norm == "frozen" else nn.BatchNorm2d(width)
 
 
-def _conv3(width_in: int, width: int, stride: int, dilation: int, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(width_in, width, 3, stride, dilation, dilation, groups, bias=False)
+def _conv1(config: Config, width_in: int, width: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(width_in, width, 1, stride, bias=config.norm == "none")
+
+
+def _conv3(config: Config, width_in: int, width: int, stride: int, dilation: int, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(width_in, width, 3, stride, dilation, dilation, groups, bias=config.norm == "none")
+
+
+def _project(config: Config, width_in: int, width: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(_conv1(config, width_in, width, stride), _norm(config, width))
 
 
 class Basic(nn.Module):
@@ -68,18 +84,20 @@ class Basic(nn.Module):
 
     def __init__(self, config: Config, width_in: int, width: int, *, stride: int, dilation: int, project: bool) -> None:
         super().__init__()
-        self.conv1 = _conv3(width_in, width, stride, dilation)
-        self.bn1 = _norm(config.norm, width)
+        self.residual = config.residual
+        self.conv1 = _conv3(config, width_in, width, stride, dilation)
+        self.bn1 = _norm(config, width)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _conv3(width, width, 1, dilation)
-        self.bn2 = _norm(config.norm, width)
-        self.downsample = _project(config.norm, width_in, width, stride) if project else None
+        self.conv2 = _conv3(config, width, width, 1, dilation)
+        self.bn2 = _norm(config, width)
+        self.downsample = _project(config, width_in, width, stride) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        x += shortcut
+        if self.residual:
+            x += shortcut
         return self.relu(x)
 
 
@@ -91,26 +109,24 @@ class Bottleneck(nn.Module):
     def __init__(self, config: Config, width_in: int, width: int, *, stride: int, dilation: int, project: bool) -> None:
         super().__init__()
         inner = width * config.group_width // 64 * config.groups
-        self.conv1 = nn.Conv2d(width_in, inner, 1, bias=False)
-        self.bn1 = _norm(config.norm, inner)
-        self.conv2 = _conv3(inner, inner, stride, dilation, config.groups)
-        self.bn2 = _norm(config.norm, inner)
-        self.conv3 = nn.Conv2d(inner, 4 * width, 1, bias=False)
-        self.bn3 = _norm(config.norm, 4 * width)
+        self.residual = config.residual
+        self.conv1 = _conv1(config, width_in, inner)
+        self.bn1 = _norm(config, inner)
+        self.conv2 = _conv3(config, inner, inner, stride, dilation, config.groups)
+        self.bn2 = _norm(config, inner)
+        self.conv3 = _conv1(config, inner, 4 * width)
+        self.bn3 = _norm(config, 4 * width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _project(config.norm, width_in, 4 * width, stride) if project else None
+        self.downsample = _project(config, width_in, 4 * width, stride) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        x += shortcut
+        if self.residual:
+            x += shortcut
         return self.relu(x)
-
-
-def _project(norm: str, width_in: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), _norm(norm, width))
 
 
 class ResNet(nn.Module):
@@ -124,8 +140,9 @@ class ResNet(nn.Module):
         self.config = config
         self.prepare = (PREPARE if config.stem == "imagenet" else SMALL).with_channels(config.channels)
         small = config.stem == "small"
-        self.conv1 = nn.Conv2d(config.channels, config.width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
-        self.bn1 = _norm(config.norm, config.width)
+        kernel, step = (3, 1) if small else (7, 2)
+        self.conv1 = nn.Conv2d(config.channels, config.width, kernel, step, kernel // 2, bias=config.norm == "none")
+        self.bn1 = _norm(config, config.width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
         block = Basic if config.block == "basic" else Bottleneck
@@ -137,7 +154,7 @@ class ResNet(nn.Module):
                 stride, dilation = 1, dilation * stride
             reach *= stride
             strides.append(reach)
-            project = stride != 1 or width_in != width * block.expansion
+            project = config.residual and (stride != 1 or width_in != width * block.expansion)
             blocks = [block(config, width_in, width, stride=stride, dilation=before, project=project)]
             width_in = width * block.expansion
             blocks += [block(config, width_in, width, stride=1, dilation=dilation, project=False) for _ in range(1, count)]
@@ -148,6 +165,8 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> list[Tensor]:
         """The output of every stage, fine to coarse."""
@@ -185,6 +204,16 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 # --- variants ----------------------------------------------------------------------------------------------------------
 
 _WIDE = partial(Config, group_width=128)
+_PLAIN = partial(Config, residual=False)
+_SELF = partial(Config, classes=0)  # encoders of self-supervised methods: published without a classifier
+
+
+def _small(depth: int, *, residual: bool = True) -> Config:
+    """Section 4.2: 6n + 2 layers on 32x32 pictures, three stages of n blocks with 16, 32 and 64 channels."""
+    count = (depth - 2) // 6
+    return Config((count, count, count), "basic", classes=10, width=16, stem="small", residual=residual)
+
+
 VARIANTS: dict[str, Config] = {
     "tiny": Config((1, 1, 1, 1), "basic", width=16, stem="small", classes=10),
     "18": Config((2, 2, 2, 2), "basic"),
@@ -197,6 +226,14 @@ VARIANTS: dict[str, Config] = {
     "resnext101_64x4d": Config((3, 4, 23, 3), groups=64, group_width=4),
     "wide50_2": _WIDE((3, 4, 6, 3)),
     "wide101_2": _WIDE((3, 4, 23, 3)),
+    "plain18": _PLAIN((2, 2, 2, 2), "basic"),
+    "plain34": _PLAIN((3, 4, 6, 3), "basic"),
+    **{str(depth): _small(depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"plain{depth}": _small(depth, residual=False) for depth in (20, 32, 44, 56)},
+    "50w2": _SELF((3, 4, 6, 3), width=128),
+    "50w4": _SELF((3, 4, 6, 3), width=256),
+    "50w5": _SELF((3, 4, 6, 3), width=320),
+    "200w2": _SELF((3, 24, 36, 3), width=128),
 }
 
 # --- weights: this file's names are torchvision's ------------------------------------------------------------------------
@@ -221,6 +258,11 @@ HEAD = r"fc\..*"  # what depends on the number of classes: fresh when fine-tuned
 FORMATS: dict[str, Names] = {
     "torchvision": _SAME,
     "timm": _SAME,
+    "cifar": _SAME,
+    "swav": Names(
+        rename(r"module\.((?:conv1|bn1|layer\d+)\..+)", r"\1"),
+        drop(r"module\.(projection_head|prototypes)\..+"),
+    ),
     "huggingface": Names(
         rename(r"(?:resnet\.)?embedder\.embedder\.convolution\.(\w+)", r"conv1.\1"),
         rename(r"(?:resnet\.)?embedder\.embedder\.normalization\.(\w+)", r"bn1.\1"),

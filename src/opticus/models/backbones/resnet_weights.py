@@ -8,6 +8,7 @@ from opticus.structures import Prepare, Weights
 
 PREPARE = Prepare(resize="shortest", size=(256, 0), crop=(224, 224))
 _V2 = replace(PREPARE, size=(232, 0))
+_CIFAR = Prepare(resize="fixed", size=(32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 _RSB = replace(PREPARE, size=(235, 0), interpolation="bicubic")
 
 # variant, tag, file, top-1, top-5, preprocessing
@@ -41,6 +42,18 @@ _TIMM = (
     ("resnext50_32x4d", "a1_in1k", "huggingface", "resnext50_32x4d_a1_0-b5a91a1d"),
 )
 
+# variant, data set, classes, file, top-1, top-5: README and pytorch_cifar_models/resnet.py of chenyaofo/pytorch-cifar-models
+_SMALL = (
+    ("20", "cifar10", 10, "resnet20-4118986f", 92.60, 99.81),
+    ("32", "cifar10", 10, "resnet32-ef93fc4d", 93.53, 99.77),
+    ("44", "cifar10", 10, "resnet44-2a3cabcb", 94.01, 99.77),
+    ("56", "cifar10", 10, "resnet56-187c023a", 94.37, 99.83),
+    ("20", "cifar100", 100, "resnet20-23dac2f1", 68.83, 91.01),
+    ("32", "cifar100", 100, "resnet32-84213ce6", 70.16, 90.89),
+    ("44", "cifar100", 100, "resnet44-ffe32858", 71.63, 91.58),
+    ("56", "cifar100", 100, "resnet56-f2eff4c8", 72.63, 91.94),
+)
+
 
 def _torchvision(file: str, top1: float, top5: float, prepare: Prepare) -> Weights:
     return Weights(
@@ -67,9 +80,22 @@ def _timm(owner: str, file: str) -> Weights:
     )
 
 
+def _small(data: str, classes: int, file: str, top1: float, top5: float) -> Weights:
+    return Weights(
+        url=f"https://github.com/chenyaofo/pytorch-cifar-models/releases/download/resnet/{data}_{file}.pt",
+        format="cifar",
+        license="BSD-3-Clause",
+        source="https://github.com/chenyaofo/pytorch-cifar-models at 786c162",
+        prepare=_CIFAR,
+        classes=classes,
+        reports={f"{data} acc@1": top1, f"{data} acc@5": top5},
+    )
+
+
 WEIGHTS: dict[str, Weights] = {
     **{f"{variant}:{tag}": _torchvision(file, top1, top5, prepare) for variant, tag, file, top1, top5, prepare in _TORCHVISION},
     **{f"{variant}:{tag}": _timm(owner, file) for variant, tag, owner, file in _TIMM},
+    **{f"{variant}:{data}": _small(data, classes, file, *found) for variant, data, classes, file, *found in _SMALL},
     "50:microsoft": Weights(
         url="https://huggingface.co/microsoft/resnet-50/resolve/main/model.safetensors",
         format="huggingface",
