@@ -164,7 +164,7 @@ def smallest(values: Float[Tensor, "B N"], k: int) -> tuple[Float[Tensor, "B k"]
     below, equal = values < bound, values == bound
     chosen = below | (equal & (equal.cumsum(1) <= k - below.sum(1, keepdim=True)))
     columns = chosen.to(torch.int8).topk(k, 1).indices.sort(1).values
-    ordered, order = values.gather(1, columns).sort(1, stable=True)
+    ordered, order = values.gather(1, columns).sort(dim=1, stable=True)
     return ordered, columns.gather(1, order)
 
 
@@ -214,8 +214,9 @@ def objective(network: Neighbours) -> Memorise:
 
 # --- variants and weights ------------------------------------------------------------------------------------------------
 
-VARIANTS: dict[str, Config] = {"l1": Config(distance="l1"), "l2": Config(distance="l2")}
-PARAMETERS: dict[str, int] = {"l1": 0, "l2": 0}
+# the nearest-neighbour rule, and the vote of ten under either distance
+VARIANTS: dict[str, Config] = {"nn": Config(k=1), "l1": Config(distance="l1"), "l2": Config(distance="l2")}
+PARAMETERS: dict[str, int] = {"nn": 0, "l1": 0, "l2": 0}
 
 
 def _whole(values: Tensor) -> Tensor:
