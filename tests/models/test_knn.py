@@ -64,7 +64,9 @@ def test_results_equal_scikit_learn(distance: str, metric: str, k: int) -> None:
     assert bool((beyond > ours[:, -1]).all()), "no tie at the border, so that the neighbours are the same set"
     shares = network(queries)
     np.testing.assert_allclose(shares.numpy(), theirs.predict_proba(rows), atol=1e-6)
-    best = [int(r.labels[0]) for r in network.results(shares, Images(queries, None, torch.eye(3).expand(200, 3, 3), ((28, 28),) * 200))]
+    best = [
+        int(r.labels[0]) for r in network.results(shares, Images(queries, None, torch.eye(3).expand(200, 3, 3), ((28, 28),) * 200))
+    ]
     assert best == theirs.predict(rows).tolist()
     if k == 10:
         tops = shares.topk(2).values

@@ -60,7 +60,9 @@ def test_the_objective_is_that_of_the_config() -> None:
     assert isinstance(zoo.paper("linear").objective(zoo.create("linear/svm"), margin=2.0).criterion, Hinge)
     network = zoo.create("linear/softmax", channels=1, size=2)
     out, batch = torch.zeros(2, 10), Batch(None, (Classes(torch.tensor([1])), Classes(torch.tensor([9]))), ("a", "b"))
-    assert float(zoo.paper("linear").objective(network).criterion(out, batch)["classify"]) == pytest.approx(torch.tensor(10.0).log())
+    assert float(zoo.paper("linear").objective(network).criterion(out, batch)["classify"]) == pytest.approx(
+        torch.tensor(10.0).log()
+    )
     assert float(Hinge()(out, batch)["hinge"]) == pytest.approx(9)
     with pytest.raises(DataError, match="label 9 is outside"):
         Hinge()(torch.zeros(2, 3), batch)

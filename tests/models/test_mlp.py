@@ -41,7 +41,9 @@ def test_the_backward_pass_is_the_papers() -> None:
 
 def test_published_sizes() -> None:
     """LeCun et al. 1998: 28x28-300-10 and 28x28-300-100-10."""
-    widths = [[tuple(p.shape) for n, p in zoo.meta(f"mlp/{v}").named_parameters() if n.endswith("weight")] for v in ("300", "300-100")]
+    widths = [
+        [tuple(p.shape) for n, p in zoo.meta(f"mlp/{v}").named_parameters() if n.endswith("weight")] for v in ("300", "300-100")
+    ]
     assert widths == [[(300, 784), (10, 300)], [(300, 784), (100, 300), (10, 100)]]
 
 

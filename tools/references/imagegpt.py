@@ -1,6 +1,6 @@
 """Image GPT of transformers: logits of the next colour, and the averaged hidden state of a middle layer."""
 
-import hugging_face  # noqa: I001 - first: it makes torchvision importable
+import hugging_face
 import numpy as np
 import torch
 import transformers
@@ -14,7 +14,15 @@ from opticus.structures import Prepare
 
 PAPER = "imagegpt"
 SIZES = {"s": (512, 24, 8), "m": (1024, 36, 8), "l": (1536, 48, 16)}  # n_embd, n_layer, n_head: README of openai/image-gpt
-PALETTE = [[-0.9, -0.8, -0.7], [-0.4, -0.5, 0.1], [0.0, 0.1, 0.2], [0.3, -0.2, -0.6], [0.8, 0.7, 0.9], [0.5, 0.6, -0.1], [-0.1, 0.4, 0.7]]
+PALETTE = [
+    [-0.9, -0.8, -0.7],
+    [-0.4, -0.5, 0.1],
+    [0.0, 0.1, 0.2],
+    [0.3, -0.2, -0.6],
+    [0.8, 0.7, 0.9],
+    [0.5, 0.6, -0.1],
+    [-0.1, 0.4, 0.7],
+]
 
 
 def reference():
@@ -39,9 +47,7 @@ def case(name, variant, size, width, depth, heads, palette, channels, changes, d
     pixels = network_input(pictures, rule, dtype)[0]
     colours = torch.tensor(palette, dtype=dtype)
     levels = color_quantize_torch(pixels.permute(0, 2, 3, 1).reshape(-1, channels), colours).reshape(2, -1)
-    model, state = hugging_face.filled(
-        ImageGPTForCausalImageModeling, config_of(size, width, depth, heads, len(palette)), dtype
-    )
+    model, state = hugging_face.filled(ImageGPTForCausalImageModeling, config_of(size, width, depth, heads, len(palette)), dtype)
     start = torch.full((2, 1), len(palette))
     with torch.no_grad():
         out = model(torch.cat([start, levels[:, :-1]], 1), use_cache=False)
@@ -79,7 +85,8 @@ def manifests():
     build = ImageGPTForCausalImageModeling
     return {
         "huggingface": {
-            variant: hugging_face.hub_shapes(lambda sizes=sizes: build(config_of(32, *sizes, 512))) for variant, sizes in SIZES.items()
+            variant: hugging_face.hub_shapes(lambda sizes=sizes: build(config_of(32, *sizes, 512)))
+            for variant, sizes in SIZES.items()
         }
     }
 

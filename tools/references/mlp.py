@@ -1,5 +1,7 @@
 """Multi-layer perceptrons of scikit-learn with given weights: probabilities of the classes."""
 
+from itertools import pairwise
+
 import sklearn
 import torch
 from sklearn.neural_network import MLPClassifier
@@ -20,7 +22,7 @@ def reference():
 def shapes(features, hidden, classes):
     """The layers by the names of their equations' roles; scikit-learn keeps them in two lists, `coefs_` and `intercepts_`."""
     widths, found = [features, *hidden, classes], {}
-    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+    for i, (a, b) in enumerate(pairwise(widths)):
         name = "head" if i == len(hidden) else f"hidden.{i}"
         found |= {f"{name}.weight": (b, a), f"{name}.bias": (b,)}
     return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 
 from opticus import zoo
 from opticus.structures import DataError, Dataset, Prepare
 from opticus.training.recipe import Optim, Recipe, Schedule
-from opticus.transforms.geometry import Affine, Flip, RandomResizedCrop
+from opticus.transforms.geometry import Affine, Flip, RandomResizedCrop, Resize
 from opticus.transforms.prepare import place
 
 LOOKED_AT, DRAWN = 512, 50_000  # pictures and pixels that the palette is fitted to
@@ -17,12 +19,12 @@ LOOKED_AT, DRAWN = 512, 50_000  # pictures and pixels that the palette is fitted
 def default(model: str, data: Dataset) -> Recipe:
     """Small pictures for "tiny"; the published training for the others, on a palette of the data."""
     channels = data[0].picture.pixels.shape[2]
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
+    config = zoo.config_of(model, {"channels": channels})
     if channels == 3:
-        config = zoo.config_of(model, {"channels": 3})
         changes["palette"] = palette(data, config.colours, config.size)
     if model.endswith("/tiny"):
-        return small(model, {"channels": channels, **changes})
+        return small(model, {"channels": channels, **changes}, config.size)
     return imagenet(model, {"channels": channels, **changes})
 
 
@@ -39,18 +41,21 @@ def palette(data: Dataset, colours: int, size: int, seed: int = 0) -> tuple[tupl
     pixels = np.random.default_rng(seed).permutation(pixels)[:DRAWN]
     if len(np.unique(pixels, axis=0)) < colours:
         raise DataError(f"imagegpt: {count} pictures hold fewer than {colours} different colours; ask for less with colours=")
-    centres = KMeans(colours, init="random", n_init=1, max_iter=30, random_state=seed).fit(pixels).cluster_centers_
+    centres = cast(Any, KMeans)(colours, init="random", n_init=1, max_iter=30, random_state=seed).fit(pixels).cluster_centers_
     ordered = sorted(centres.tolist(), key=sum)
     return tuple(tuple(round(value / 127.5 - 1, 5) for value in colour) for colour in ordered)
 
 
-def small(model: str, changes: dict[str, object]) -> Recipe:
+def small(model: str, changes: dict[str, Any], size: int) -> Recipe:
     """Small pictures, slightly turned, scaled and shifted; digits have a handedness, so nothing is flipped."""
     return Recipe(
         model,
         "digits" if changes["channels"] == 1 else "crops",
         changes=changes,
-        transforms=(Affine(degrees=6, translate=(0.03, 0.03), scale=(0.93, 1.07), fill=0 if changes["channels"] == 1 else 114),),
+        transforms=(
+            Affine(degrees=6, translate=(0.03, 0.03), scale=(0.93, 1.07), fill=0 if changes["channels"] == 1 else 114),
+            Resize((size, size)),
+        ),
         batch=32,
         steps=900,
         optim={"all": Optim("adamw", lr=3e-3, weight_decay=0.05, betas=(0.9, 0.95), clip=1.0)},
@@ -61,7 +66,7 @@ def small(model: str, changes: dict[str, object]) -> Recipe:
     )
 
 
-def imagenet(model: str, changes: dict[str, object]) -> Recipe:
+def imagenet(model: str, changes: dict[str, Any]) -> Recipe:
     """The paper's pre-training on pictures of 32x32 pixels."""
     return Recipe(
         model,

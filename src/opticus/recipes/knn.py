@@ -11,6 +11,7 @@ from opticus.structures import Dataset, Progress
 from opticus.training.log import Bar, Log
 from opticus.training.recipe import Job, Outcome, Recipe
 from opticus.training.state import check_environment, environment, load_state, save_state
+from opticus.transforms.geometry import Resize
 from opticus.weights.save import save
 
 LARGEST = 32  # side in pixels to which larger pictures are reduced: CIFAR-10's
@@ -20,12 +21,13 @@ BATCH = 2048
 def default(model: str, data: Dataset) -> Recipe:
     """A memory for all of the data, in pictures of its own size up to 32x32; nothing is drawn at random."""
     height, width, channels = data[0].picture.pixels.shape
-    count = len(data)
+    count, size = len(data), min(max(height, width), LARGEST)
     return Recipe(
         model,
         "digits" if channels == 1 else "crops",
-        changes={"capacity": count, "size": min(max(height, width), LARGEST), "channels": channels},
-        batch=max(size for size in range(1, min(count, BATCH) + 1) if count % size == 0),  # so that no picture is left over
+        changes={"capacity": count, "size": size, "channels": channels},
+        transforms=(Resize((size, size)),),
+        batch=max(share for share in range(1, min(count, BATCH) + 1) if count % share == 0),  # so that no picture is left over
         epochs=1,
         evaluate_every=0,
         loop=loop,

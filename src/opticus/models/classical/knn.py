@@ -221,7 +221,11 @@ PARAMETERS: dict[str, int] = {"nn": 0, "l1": 0, "l2": 0}
 
 def _whole(values: Tensor) -> Tensor:
     """Refuse what the memory's bytes cannot hold: pixels scaled to [0, 1], or any other real numbers."""
-    if not values.is_meta and values.is_floating_point() and not bool(((values == values.round()) & (values >= 0) & (values <= 255)).all()):
+    if (
+        not values.is_meta
+        and values.is_floating_point()
+        and not bool(((values == values.round()) & (values >= 0) & (values <= 255)).all())
+    ):
         raise ValueError("expected whole grey levels 0..255")
     return values
 

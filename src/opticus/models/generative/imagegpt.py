@@ -200,7 +200,9 @@ class ImageGPT(nn.Module):
             return self.palette
         if self.wte.weight.is_meta:
             return self.wte.weight.new_empty(self.config.colours, self.config.channels)
-        raise UsageError("imagegpt: the network has no palette; give one with palette=, such as palette_of('preprocessor_config.json')")
+        raise UsageError(
+            "imagegpt: the network has no palette; give one with palette=, such as palette_of('preprocessor_config.json')"
+        )
 
     # --- the sequence -----------------------------------------------------------------------------------------------
 
@@ -329,7 +331,8 @@ VARIANTS: dict[str, Config] = {
     "m": Config(width=1024, depth=36, probe=18),
     "l": Config(width=1536, depth=48, heads=16, probe=24),
 }
-PARAMETERS: dict[str, int] = {}
+# those of the transformers models; the paper rounds them to 76M, 455M and 1.4B
+PARAMETERS: dict[str, int] = {"s": 76_682_240, "m": 455_489_536, "l": 1_362_914_304}
 _LAYER = r"transformer\.(h\.\d+\.(?:attn|mlp)\."
 FORMATS: dict[str, Names] = {
     "huggingface": Names(
