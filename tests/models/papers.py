@@ -55,6 +55,11 @@ def rule_of(network: nn.Module) -> Prepare:
     return cast(Prepare, cast(Any, network).prepare)
 
 
+def classes_of(network: nn.Module) -> int:
+    """Classes that the network tells apart; ten kinds of pictures for a network without classes."""
+    return int(getattr(cast(Any, network).config, "classes", 10))
+
+
 def side_of(network: nn.Module) -> int:
     """Side of a square picture that the network's own rule neither shrinks nor enlarges."""
     rule = rule_of(network)
@@ -89,9 +94,8 @@ def scenes(count: int, side: int, task: str, classes: int, channels: int) -> tup
 def batch_for(network: nn.Module, task: str, count: int) -> Batch:
     """A batch in the network's own preparation whose pictures need no resampling, so that targets are in input pixels."""
     rule = rule_of(network)
-    classes = int(cast(Any, network).config.classes)
     side = side_of(network)
-    pictures, targets = scenes(count, side, task, classes, rule.channels)
+    pictures, targets = scenes(count, side, task, classes_of(network), rule.channels)
     images = prepare(pictures, rule)
     return Batch(images, tuple(targets), tuple(f"scene {i}" for i in range(count)))
 

@@ -10,14 +10,18 @@ from typing import Any, cast
 
 import pytest
 import torch
-from papers import PAPERS, at, batch_for, filled, images_of, new, objective_of, rule_of, scenes, side_of, smallest
+from papers import PAPERS, at, batch_for, classes_of, filled, images_of, new, objective_of, rule_of, scenes, side_of, smallest
 from torch import Tensor, nn
 
 from opticus import zoo
 from opticus.ops.boxes import map_boxes
 from opticus.ops.iou import iou
 from opticus.parity.compare import named_tensors
+<<<<<<< HEAD
 from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor, UsageError
+=======
+from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor, Sampler
+>>>>>>> h-h
 from opticus.transforms.prepare import prepare
 from opticus.verbs.models import create, load, save
 
@@ -26,6 +30,7 @@ STEPS = 60
 DEFAULTS: dict[str, dict[str, Any]] = {
     "classify": {"observable": "results", "samples": 8, "lr": 2e-3},
     "detect": {"observable": "results", "samples": 1, "lr": 2e-3},
+    "generate": {"observable": "likelihood", "samples": 8, "lr": 2e-3},
 }
 
 
@@ -60,12 +65,62 @@ def results_are_right(network: nn.Module, batch: Batch) -> list[str]:
     return wrong
 
 
-OBSERVABLES: dict[str, Callable[[nn.Module, Batch], list[str]]] = {"results": results_are_right}
+def gaussian_nats(levels: Tensor, count: int) -> float:
+    """Nats per value of the best independent Gaussians for levels (B, D) in 0..count-1, each level the integral over its bin.
+
+    The first and last bin reach to infinity; a deviation below that of a uniform bin, sqrt(1/12), is raised to it.
+    """
+    values = levels.double()
+    normal = torch.distributions.Normal(values.mean(0), values.var(0, unbiased=False).clamp(min=1 / 12).sqrt())
+    above = torch.where(values == count - 1, torch.ones_like(values), normal.cdf(values + 0.5))
+    below = torch.where(values == 0, torch.zeros_like(values), normal.cdf(values - 0.5))
+    return float(-(above - below).clamp(min=1e-300).log().mean())
+
+
+class LikelihoodIsHigher:
+    """A density model: at least 0.3 nats a value lower than when first looked at, and below Gaussians fitted to the very batch.
+
+    The network has `levels(pixels)` (B, D) int64, the numbers 0..K-1 that it models, and `log_likelihood(pixels)` (B,) in nats;
+    its Config says K under the name that `LEVELS` gives.
+    """
+
+    def __init__(self) -> None:
+        self.before: float | None = None
+
+    def __call__(self, network: nn.Module, batch: Batch) -> list[str]:
+        model, pixels = cast(Any, network), images_of(batch).pixels
+        with torch.no_grad():
+            levels, total = model.levels(pixels), model.log_likelihood(pixels)
+        assert levels.shape[0] == total.shape[0] == len(batch) and levels.dtype == torch.int64
+        nats = float(-total.mean()) / levels[0].numel()
+        rival = gaussian_nats(levels, int(getattr(model.config, zoo.paper(zoo_name(network)).LEVELS)))
+        if self.before is None:
+            self.before = nats
+        wrong = [] if nats <= self.before - 0.3 else [f"{nats:.2f} nats a value, {self.before:.2f} before training"]
+        return wrong + ([] if nats < rival else [f"{nats:.2f} nats a value, Gaussians need {rival:.2f}"])
+
+
+def zoo_name(network: nn.Module) -> str:
+    """The stem of the paper that a network comes from."""
+    return type(network).__module__.rpartition(".")[2]
+
+
+# an observable is made anew for every paper, and called before and after training
+OBSERVABLES: dict[str, Callable[[], Callable[[nn.Module, Batch], list[str]]]] = {
+    "results": lambda: results_are_right,
+    "likelihood": LikelihoodIsHigher,
+}
 
 
 def overfit(objective: Objective, batch: Batch, lr: float) -> dict[str, float]:
-    """Train for STEPS steps on one batch; the largest gradient that every parameter has seen in the first three."""
+    """Train for STEPS steps on one batch; the largest gradient that every parameter has seen in the first three.
+
+    An objective without any parameter learns by looking: it sees the batch once and has no terms.
+    """
     module = cast(nn.Module, objective).train()
+    if not any(True for _ in module.parameters()):
+        assert objective.forward(batch, at(0, 1)) == {}, "a loss that nothing can lower"
+        return {}
     seen = dict.fromkeys((name for name, p in module.named_parameters() if p.requires_grad), 0.0)
     optimisers = {
         phase: torch.optim.AdamW(list(objective.parameters_of(phase)), lr, betas=(0.9, 0.95), weight_decay=0.0)
@@ -99,7 +154,7 @@ def test_it_overfits_and_every_tensor_gets_a_gradient(paper: str) -> None:
     network = new(smallest(paper))
     batch = batch_for(network, module.TASK, settings["samples"])
     assert len(batch) <= 8
-    observe = OBSERVABLES[settings["observable"]]
+    observe = OBSERVABLES[settings["observable"]]()
     assert observe(network.eval(), batch), "the untrained network already gives the right results"
     seen = overfit(objective_of(paper, network), batch, settings["lr"])
     untrained = tuple(getattr(module, "UNTRAINED", ()))
@@ -125,6 +180,9 @@ def test_sample_weights_scale_the_loss(paper: str) -> None:
     network = new(smallest(paper)).eval()
     batch = batch_for(network, zoo.paper(paper).TASK, 2)
     objective = objective_of(paper, network)
+    if not any(True for _ in network.parameters()):
+        assert objective.forward(batch, at(0, 1)) == {}, "without parameters there is no loss"
+        return
 
     def total(*weights: float) -> float:
         batch.weights = torch.tensor(weights, dtype=torch.float32)
@@ -210,6 +268,9 @@ def test_classifiers_embed(paper: str) -> None:
 def test_results_invert_to_input(paper: str) -> None:
     """The same raw output under another `to_input` gives the mapped boxes, to 1e-3 px, and otherwise the same result."""
     network = filled(smallest(paper)).eval()
+    if zoo.paper(paper).TASK == "generate" and not isinstance(network, Predictor):
+        assert isinstance(network, Sampler), "a system of generation draws pictures, where others give results"
+        return
     images = images_of(batch_for(network, zoo.paper(paper).TASK, 2))
     with torch.no_grad():
         out = forward(network, images)
@@ -241,7 +302,7 @@ def test_padding_yields_nothing(paper: str) -> None:
     if task != "detect":
         return
     side = side_of(network)
-    pictures, _ = scenes(2, side, task, int(cast(Any, network).config.classes), rule.channels)
+    pictures, _ = scenes(2, side, task, classes_of(network), rule.channels)
     pictures[1].pixels = pictures[1].pixels[: side // 2].contiguous()
     images = prepare(pictures, rule)
     assert images.valid is not None

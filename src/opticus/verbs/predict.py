@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, overload
 
@@ -212,7 +212,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def place(model: nn.Module, device: str | None) -> torch.device:
     """Where the model computes, after moving it there if `device` asks for it; UsageError for a device that is not there."""
-    here = next((p.device for p in model.parameters()), torch.device("cpu"))
+    here = next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     if device is None or device == "auto":
         return here
     try:

@@ -1,0 +1,1 @@
+"""Systems that draw new pictures or say how likely one is."""
