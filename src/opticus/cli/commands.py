@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from opticus.cli.explain import Explain
 from opticus.structures.errors import DataError, UsageError
 
 Device = str
@@ -365,4 +366,5 @@ COMMANDS: dict[str, Any] = {
     "verify": Verify,
     "export-data": ExportData,
     "demo": Demo,
+    "explain": Explain,
 }
