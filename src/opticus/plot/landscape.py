@@ -59,6 +59,9 @@ def landscape(surfaces: Sequence[Surface], ceiling: float | None = None) -> Imag
             ax.set_xlabel("α (first direction)")
             ax.set_ylabel("β (second direction)")
             ax.set_aspect("equal")
+            marks = np.linspace(float(one.alphas[0]), float(one.alphas[-1]), 5)
+            ax.set_xticks(marks, labels=[f"{mark:g}" for mark in marks])
+            ax.set_yticks(marks, labels=[f"{mark:g}" for mark in marks])
         ticks = [value for value in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000) if low <= value <= high]
         bar = figure.colorbar(drawn, ax=list(axes[: len(surfaces)]), shrink=0.9, label="loss")
         bar.set_ticks(ticks, labels=[f"{value:g}" for value in ticks])
@@ -67,8 +70,8 @@ def landscape(surfaces: Sequence[Surface], ceiling: float | None = None) -> Imag
             shown = np.clip(np.nan_to_num(one.line, nan=high, posinf=high), low, high)
             last.plot(one.places, shown, color=_rgb(number), linewidth=2, label=one.name)
         last.set_yscale("log")
-        marks = [value for value in ticks if value >= 0.8 * min(float(one.line.min()) for one in surfaces)]
-        last.set_yticks(marks, labels=[f"{value:g}" for value in marks])
+        shown_ticks = [value for value in ticks if value >= 0.8 * min(float(one.line.min()) for one in surfaces)]
+        last.set_yticks(shown_ticks, labels=[f"{value:g}" for value in shown_ticks])
         last.yaxis.set_minor_formatter("")
         last.set_title("cut along α at β = 0", fontsize=11, loc="left")
         last.set_xlabel("α")

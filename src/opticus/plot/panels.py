@@ -53,7 +53,8 @@ def panels(
     columns = max((len(row) for row in rows), default=0)
     side = 0 if not row_titles else min(240, round(max(_longest(letters, text) for text in row_titles)) + 2 * _GAP)
     lines = [max((one.caption.count("\n") + 1 for one in row if one and one.caption), default=0) for row in rows]
-    heights = [cell + 19 * count + _GAP + (4 if count else 0) for count in lines]
+    rooms = [max((_height(one, cell) for one in row if one is not None), default=cell) for row in rows]
+    heights = [room + 19 * count + _GAP + (4 if count else 0) for room, count in zip(rooms, lines, strict=True)]
     top = _GAP + (34 if title else 0) + (24 if column_titles else 0)
     width = max(side + columns * (cell + _GAP) + _GAP, round(_longest(head, title)) + 3 * _GAP)
     keys = _legend_lines(letters, legend, width)
@@ -68,10 +69,12 @@ def panels(
     y = top
     for number, row in enumerate(rows):
         if number < len(row_titles):
-            pen.multiline_text((_GAP, y + cell / 2), _wrapped(row_titles[number], letters, side - _GAP), INK, letters, anchor="lm")
+            pen.multiline_text(
+                (_GAP, y + rooms[number] / 2), _wrapped(row_titles[number], letters, side - _GAP), INK, letters, anchor="lm"
+            )
         for column, one in enumerate(row):
             if one is not None:
-                _put(sheet, one, (side + _GAP + column * (cell + _GAP), y), cell, letters)
+                _put(sheet, one, (side + _GAP + column * (cell + _GAP), y), (cell, rooms[number]), letters)
         y += heights[number]
     for line in keys:
         _write_keys(sheet, line, (side + _GAP, y + 4), letters)
@@ -224,19 +227,26 @@ def class_keys(names: Sequence[str], limit: int = 24) -> list[Key]:
     return [(str(name), colour(index)) for index, name in enumerate(names[:limit])]
 
 
-def _put(sheet: Image, one: Panel, place: tuple[float, float], cell: int, letters: FreeTypeFont) -> None:
+def _height(one: Panel, cell: int) -> int:
+    """How high a picture is once it fits into a square of `cell` pixels."""
+    height, width = to_pixels(one.picture).shape[:2]
+    return max(1, round(cell * min(1.0, height / width)))
+
+
+def _put(sheet: Image, one: Panel, place: tuple[float, float], box: tuple[int, int], letters: FreeTypeFont) -> None:
     from PIL import Image as image_module
     from PIL import ImageDraw
 
+    cell, high = box
     room = cell - 8 if one.frame is not None else cell
     image = _scaled(image_module.fromarray(to_pixels(one.picture)), room)
-    x, y = round(place[0] + (cell - image.size[0]) / 2), round(place[1] + (cell - image.size[1]) / 2)
+    x, y = round(place[0] + (cell - image.size[0]) / 2), round(place[1] + (high - image.size[1]) / 2)
     pen = ImageDraw.Draw(sheet)
     if one.frame is not None:
         pen.rectangle((x - 4, y - 4, x + image.size[0] + 3, y + image.size[1] + 3), fill=one.frame)
     sheet.paste(image, (x, y))
     for number, text in enumerate(one.caption.split("\n") if one.caption else ()):
-        at = (place[0] + cell / 2, place[1] + cell + 12 + 19 * number)
+        at = (place[0] + cell / 2, place[1] + high + 12 + 19 * number)
         pen.text(at, _fitted(text, letters, cell + 4), INK if number == 0 else SOFT, letters, anchor="mm")
 
 

@@ -143,7 +143,7 @@ def write_page(
 def _lossless(image: Image) -> str:
     """PNG as a data address; JPEG where that would take more than half of what a report may hold."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     if buffer.tell() <= PICTURES // 2:
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return _source(image, max(image.size), 88)

@@ -123,12 +123,12 @@ def explain(
         raise UsageError(f"explain {kind} takes one model, found {len(given)}")
     if isinstance(source, (str, Path)) and not Path(source).expanduser().exists():
         raise DataError(f"{source}: no such file or folder")
-    opened, titles, fresh = _open(given, weights, device)
+    opened, titles, fresh = _open(kind, given, weights, device)
     request = Request(kind, opened, titles, source, data, split, seed, recipe)
     answer = _made(request, options)
     if fresh and kind not in ("augmentations", "receptive-field") and not (kind == "neighbours" and "embed" not in answer.caption):
         answer.notes.append(f"{' and '.join(fresh)}: fresh random weights, nothing was trained.")
-    name = (titles[0] if titles else "pictures") if len(titles) < 2 else "-".join(titles)
+    name = "-".join(title.removesuffix(" (random weights)") for title in titles)
     folder = Path(out) if out is not None else Path("runs") / "explain" / _folder_name(name)
     return _written(folder, request, answer, options)
 
@@ -141,7 +141,7 @@ def _check_types(kind: str, options: dict[str, Any]) -> None:
             value = options[key] = tuple(cast("list[Any]", value))
         choices = get_args(hints[key]) if get_origin(hints[key]) in (Union, UnionType) else (hints[key],)
         if get_origin(choices[0]) is Literal:
-            one_of(key, value, get_args(choices[0]))
+            one_of(key, str(value), get_args(choices[0]))
             continue
         kinds = tuple(get_origin(choice) or choice for choice in choices)
         kinds = (*kinds, int) if float in kinds else kinds
@@ -155,8 +155,10 @@ def title_or_name(model: Any) -> str:
     return title_of(model) if isinstance(model, nn.Module) else str(model)
 
 
-def _open(given: Sequence[Any], weights: str | Path | None, device: str | None) -> tuple[list[nn.Module], list[str], list[str]]:
-    """The models in evaluation mode, their titles, and the titles of those with fresh weights."""
+def _open(
+    kind: str, given: Sequence[Any], weights: str | Path | None, device: str | None
+) -> tuple[list[nn.Module], list[str], list[str]]:
+    """The models, their titles, and the titles of those with fresh weights."""
     opened: list[nn.Module] = []
     titles: list[str] = []
     fresh: list[str] = []
@@ -170,7 +172,7 @@ def _open(given: Sequence[Any], weights: str | Path | None, device: str | None) 
                 title = f"{title} ({Path(str(one)).name})"
             if network.card.provenance == {"source": "random"}:
                 fresh.append(title)
-        network.eval()
+                title += "" if kind == "augmentations" else " (random weights)"
         place(network, device)
         opened.append(network)
         titles.append(title)
@@ -185,6 +187,8 @@ def _named(name: str, weights: str | Path | None) -> Model:
 
 def _made(request: Request, options: dict[str, Any]) -> Answer:
     modes = [{module: module.training for module in model.modules()} for model in request.models]
+    for model in request.models:
+        model.eval()
     try:
         return KINDS[request.kind].make(request, **options)
     finally:
@@ -205,7 +209,7 @@ def _written(folder: Path, request: Request, answer: Answer, options: dict[str, 
         **options,
     }
     asked = {key: value for key, value in asked.items() if value is not None}
-    png = write_atomic(folder / f"{kind}.png", lambda part: answer.picture.save(part, "PNG", optimize=True))
+    png = write_atomic(folder / f"{kind}.png", lambda part: answer.picture.save(part, "PNG"))
     record = {**asked, "caption": answer.caption, "notes": answer.notes, "numbers": answer.numbers}
     numbers_file = write_text(folder / f"{kind}.json", json.dumps(record, default=str))
     heading = KINDS[kind].heading + (f": {', '.join(request.titles)}" if request.titles else "")

@@ -148,9 +148,10 @@ def activations(
     `maps` maps are drawn by the seed among those that are active, or `units` names them; `limit` pictures are searched.
     """
     at_least("maps", maps, 1)
-    network, samples = request.model, request.samples(limit)
-    first = batch_of(network, [samples[0].picture])
-    name = chosen_layer(network, first.pixels, layer, request.kind)
+    network = request.model
+    first = batch_of(network, [request.samples(1)[0].picture])
+    name = chosen_layer(network, first.pixels, layer, request.kind)  # a wrong name is an error before pictures are read
+    samples = request.samples(limit)
     module, grid = layer_named(network, name), grid_of(network, first.pixels)
     found = peaks(network, module, samples, grid)
     chosen = _chosen(request, found, maps, units, name)

@@ -88,7 +88,7 @@ def attentions(network: nn.Module, pixels: Tensor) -> list[Watched]:
     modules = {name: module for name, module in network.named_modules() if is_attention(module)}
     if not modules:
         raise CapabilityError(f"{title_of(network)} has no attention modules (with `qkv` and `heads`): it is no such transformer")
-    with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), torch.inference_mode():
+    with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), torch.no_grad():
         network(pixels)
     return found
 

@@ -55,7 +55,7 @@ def outputs(network: nn.Module, pixels: Tensor) -> list[tuple[str, nn.Module, Te
 
 
 def output_of(network: nn.Module, layer: nn.Module, pixels: Tensor) -> Tensor:
-    """The output of `layer`; nothing after it is computed. CapabilityError if it does not run or gives no tensor."""
+    """The output of `layer` the first time it runs; nothing after that is computed. CapabilityError if it does not run or gives no tensor."""
     kept: list[Any] = []
 
     def stop(_: nn.Module, __: Any, out: Any) -> None:
@@ -158,7 +158,7 @@ def theoretical_side(network: nn.Module, layer: nn.Module, pixels: Tensor) -> tu
 
     The input grows from the size of `pixels` until the field lies inside; networks that take one size only give None.
     """
-    side = max(int(pixels.shape[2]), int(pixels.shape[3]))
+    side, before = max(int(pixels.shape[2]), int(pixels.shape[3])), (0, 0)
     while side <= WIDEST:
         wide = pixels.new_zeros(1, pixels.shape[1], side, side)
         try:
@@ -169,7 +169,9 @@ def theoretical_side(network: nn.Module, layer: nn.Module, pixels: Tensor) -> tu
         if out.ndim != 4:
             return None
         field = field_of(network, layer, wide, (out.shape[2] // 2, out.shape[3] // 2), None)
-        if field.left > 0 and field.top > 0 and field.right < side and field.bottom < side:
-            return field.bottom - field.top, field.right - field.left
-        side *= 2
+        inside = field.left > 0 and field.top > 0 and field.right < side and field.bottom < side
+        found = field.bottom - field.top, field.right - field.left
+        if inside and found == before:  # once more in a larger picture: a field with holes may be cut and still not touch a border
+            return found
+        side, before = side * 2, found if inside else (0, 0)
     return None

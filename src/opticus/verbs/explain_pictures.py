@@ -6,12 +6,13 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from opticus.data.subset import Samples
 from opticus.plot.draw import draw as draw_result
 from opticus.plot.draw import to_pixels
 from opticus.plot.panels import Panel, number_grid, panels
-from opticus.structures import CapabilityError, Dataset, Sample
+from opticus.structures import CapabilityError, Classes, Dataset, Instances, Sample
 from opticus.transforms.chain import described
 from opticus.transforms.draw import Draw, draw_for
 from opticus.transforms.pixels import channelled, resize
@@ -55,12 +56,20 @@ def augmentations(request: Request, *, columns: int = 6, index: int = 0) -> Answ
             "columns": columns,
             "seed": request.seed,
         },
-        [f"Recipe of {name} for this data: {len(chain)} transforms." + (f" {recipe.note}." if recipe.note else "")],
+        [f"Recipe of {name}: {len(chain)} transforms." + (f" {recipe.note}." if recipe.note else ""), *_mixed(request, chain)],
         {"Transforms": [{"transform": type(one).__name__, "parameters": _parameters(one)} for one in chain]},
     )
 
 
-def numbers(request: Request, *, size: int = 28, index: int = 0) -> Answer:
+def _mixed(request: Request, chain: tuple[Any, ...]) -> list[str]:
+    """A note for recipes that mix pictures where there is only one."""
+    mixing = [type(one).__name__ for one in chain if type(one).__name__ in ("MixUp", "CutMix", "Mosaic")]
+    return (
+        [f"{', '.join(mixing)}: mixed with the picture itself; name data= for others."] if mixing and request.data is None else []
+    )
+
+
+def numbers(request: Request, *, size: int = 32, index: int = 0) -> Answer:
     """A picture as the grid of its grey levels; a picture in colour as three grids, red, green and blue.
 
     Pictures whose longer side is above `size` are shrunk to it first.
@@ -85,8 +94,9 @@ def numbers(request: Request, *, size: int = 28, index: int = 0) -> Answer:
         np.asarray(to_pixels(pixels)),
         f"{item.id}: {width} x {height} pixels" + ("" if ratio == 1 else f", shrunk to {values.shape[1]} x {values.shape[0]}"),
     )
+    cells = [shown, *grids]
     picture = panels(
-        [[shown, *grids]],
+        [cells] if grey else [cells[:2], cells[2:]],
         cell=side,
         title=f"A picture is {values.size if not grey else values[..., 0].size} numbers from 0 (black) to 255",
     )
@@ -109,10 +119,13 @@ def _one(request: Request, index: int) -> tuple[Dataset, Sample]:
         data = request.dataset()
         return data, data[index]
     item = request.items(1)[0]
+    task = getattr(getattr(request.model, "card", None), "task", "classify")
+    # a target of the kind that the recipe's mixing transforms expect
+    target = Classes(torch.tensor([0])) if task == "classify" else Instances.empty(item.picture.size) if task == "detect" else None
     if request.data is not None:
         channels = int(request.dataset()[0].picture.pixels.shape[2])
-        return request.dataset(), Sample.of(channelled(item.picture.pixels, channels, item.id), None, item.id)
-    sample = Sample.of(item.picture.pixels, None, item.id)
+        return request.dataset(), Sample.of(channelled(item.picture.pixels, channels, item.id), target, item.id)
+    sample = Sample.of(item.picture.pixels, target, item.id)
     return Samples([sample]), sample
 
 
@@ -125,8 +138,6 @@ def _draws(request: Request, column: int, data: Dataset) -> Draw:
 
 def _drawn(sample: Sample, data: Dataset) -> Any:
     """The picture, with its boxes where it has any."""
-    from opticus.structures import Instances
-
     if isinstance(sample.target, Instances) and len(sample.target):
         boxes = replace(sample.target, masks=None, keypoints=None)
         return draw_result(sample.picture, boxes, data.names, scale=3, text=1.6)

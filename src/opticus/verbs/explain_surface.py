@@ -114,7 +114,7 @@ def surface(request: Request, *, steps: int = 15, span: float = 1.0, limit: int 
         ring = np.hypot(*np.meshgrid(places, places, indexing="ij"))
         near = one.losses[(ring > 0) & (ring <= 0.5 * span)]
         table.append({
-            "model": title, "loss at the weights": centre, "mean loss within half the span": float(np.nanmean(near)),
+            "model": title, "loss at the weights": centre, "mean loss within half the span": float(np.nanmean(near)) if near.size else None,
             "largest loss": float(np.nanmax(one.losses)), "convex along the cut": _convex(one.line),
         })  # fmt: skip
     numbers = {
