@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from opticus.data.doctor import doctor
     from opticus.data.export import export_data
     from opticus.data.open import open_data
-    from opticus.recipes.choose import train
+    from opticus.recipes.choose import explain, train
     from opticus.structures import Error, Sample
     from opticus.training.recipe import Recipe
     from opticus.verbs.compare import compare
@@ -35,6 +35,7 @@ _WHERE = {
     "create": "opticus.verbs.models",
     "doctor": "opticus.data.doctor",
     "evaluate": "opticus.verbs.evaluate",
+    "explain": "opticus.recipes.choose",
     "export_data": "opticus.data.export",
     "identify": "opticus.verbs.models",
     "info": "opticus.verbs.info",
@@ -57,6 +58,7 @@ __all__ = [
     "create",
     "doctor",
     "evaluate",
+    "explain",
     "export_data",
     "identify",
     "info",

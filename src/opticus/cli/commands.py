@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from opticus.cli.probe import Probe, TransferCurve
 from opticus.cli.lab import Lab
+from opticus.cli.explain import Explain
 from opticus.structures.errors import DataError, UsageError
 
 Device = str
@@ -392,4 +393,5 @@ COMMANDS: dict[str, Any] = {
     "demo": Demo,
     "study": Study,
     "lab": Lab,
+    "explain": Explain,
 }

@@ -116,6 +116,43 @@ def write_report(
     return write_text(path, _page(title, lines, sections))
 
 
+class Figure(NamedTuple):
+    """A picture of a page with what it shows."""
+
+    image: Image
+    caption: str
+
+
+def write_page(
+    path: str | Path,
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    figures: Sequence[Figure] = (),
+    tables: Mapping[str, Sequence[Row]] | None = None,
+    details: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write a self-contained page of whole pictures with their captions, tables by heading, and folded details; returns `path`."""
+    shown = "".join(
+        f'<figure><img style="width:auto;max-width:100%" alt="{html.escape(one.caption)}" src="{_lossless(one.image)}">'
+        f"<figcaption>{html.escape(one.caption)}</figcaption></figure>"
+        for one in figures
+    )
+    parts = [("picture", "Picture", shown)]
+    parts += [(f"table-{i}", name, _table(rows)) for i, (name, rows) in enumerate((tables or {}).items())]
+    parts.append(("settings", "Settings", "".join(_details(name, values) for name, values in (details or {}).items())))
+    return write_text(path, _page(title, notes, [_Section(*part) for part in parts if part[2]]))
+
+
+def _lossless(image: Image) -> str:
+    """PNG as a data address; JPEG where that would take more than half of what a report may hold."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    if buffer.tell() <= PICTURES // 2:
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _source(image, max(image.size), 88)
+
+
 def _page(title: str, notes: Iterable[str], sections: Sequence[_Section]) -> str:
     head = html.escape(title)
     links = "".join(f'<a href="#{one.anchor}">{html.escape(one.title)}</a>' for one in sections)

@@ -14,6 +14,7 @@ from opticus.data.records import Source
 from opticus.structures import Dataset, Prepare, Sample
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.geometry import Flip, RandomResizedCrop, Resize
+from opticus.verbs import explain as explaining
 from opticus.verbs import train as verb
 
 FOLDER = Path(__file__).parent
@@ -66,3 +67,12 @@ def train(
     Without `recipe` the paper's default for this data is taken; keywords change single settings (`epochs=5`, `lr=1e-3`).
     """
     return verb.train(model, data, recipe=default if recipe is None else recipe, **options)
+
+
+def explain(kind: str, model: Any = None, source: Any = None, **options: Any) -> explaining.Explanation:
+    """Explain a model, a picture or a data set into runs/explain; see `opticus.verbs.explain.explain` for kinds and options.
+
+    The paper's default recipe is what `explain("augmentations", ...)` shows.
+    """
+    options.setdefault("recipe", default)
+    return explaining.explain(kind, model, source, **options)

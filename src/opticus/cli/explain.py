@@ -1,0 +1,64 @@
+"""The verb `explain` of the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+COMMON = ("kind", "model", "source", "beside", "data", "split", "weights", "out", "seed", "device", "json")
+_WORD = {"word": True}
+
+
+@dataclass
+class Explain:
+    """Show what a model looks for and where it looks: opticus explain gradcam MODEL street.jpg.
+
+    Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, rollout, receptive-field,
+    augmentations, numbers.
+    """
+
+    kind: str = field(metadata=_WORD)
+    model: str | None = field(default=None, metadata=_WORD)  # numbers: the picture
+    source: str | None = field(default=None, metadata=_WORD)  # a picture
+    beside: tuple[str, ...] | None = None  # surface: further models
+    data: str | None = None
+    split: str = "test"
+    weights: str | None = None  # a weights file for MODEL
+    out: str | None = None
+    seed: int = 0
+    device: str | None = None
+    index: int | None = None  # the record of data= to look at
+    limit: int | None = None  # how many pictures are used
+    layer: str | None = None  # a layer's name, as `opticus explain` lists the nearest ones
+    label: str | None = None  # gradcam: the class
+    maps: int | None = None  # filters, activations: how many
+    units: tuple[int, ...] | None = None  # activations: which maps
+    unit: int | None = None  # receptive-field: a channel
+    cell: tuple[int, ...] | None = None  # receptive-field: row,column
+    by: Literal["pixels", "embed"] | None = None  # neighbours
+    norm: Literal["l1", "l2", "cosine"] | None = None  # neighbours
+    queries: int | None = None  # neighbours
+    k: int | None = None  # neighbours
+    perplexity: float | None = None  # tsne
+    fusion: Literal["mean", "max", "min"] | None = None  # rollout
+    steps: int | None = None  # surface: losses along each direction
+    span: float | None = None  # surface: how far it reaches, in filter norms
+    columns: int | None = None  # augmentations: draws beside each other
+    size: int | None = None  # numbers: the longer side
+    json: bool = False
+
+    def run(self) -> int:
+        """Write PNG, page and JSON; prints where they are."""
+        import opticus
+
+        models = self.model if self.beside is None else [m for m in (self.model, *self.beside) if m is not None]
+        named: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in COMMON}
+        options = {name: value for name, value in named.items() if value is not None}
+        done = opticus.explain(
+            self.kind, models, self.source, data=self.data, split=self.split, weights=self.weights, out=self.out, seed=self.seed,
+            device=self.device, **options,
+        )  # fmt: skip
+        text = "\n".join([*done.notes, f"picture: {done.png}", f"page: {done.page}", f"numbers: {done.json}"])
+        print(json.dumps(done.to_json(), indent=1) if self.json else text)
+        return 0
