@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from opticus.cli.probe import Probe, TransferCurve
-from opticus.cli.lab import Lab
 from opticus.cli.explain import Explain
+from opticus.cli.lab import Lab
+from opticus.cli.probe import Probe, TransferCurve
 from opticus.structures.errors import DataError, UsageError
 
 Device = str
