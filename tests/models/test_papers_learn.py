@@ -17,11 +17,7 @@ from opticus import zoo
 from opticus.ops.boxes import map_boxes
 from opticus.ops.iou import iou
 from opticus.parity.compare import named_tensors
-<<<<<<< HEAD
-from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor, UsageError
-=======
-from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor, Sampler
->>>>>>> h-h
+from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor, Sampler, UsageError
 from opticus.transforms.prepare import prepare
 from opticus.verbs.models import create, load, save
 
