@@ -146,7 +146,7 @@ class GoogLeNet(nn.Module):
             self.add_module(f"inception{name}", Inception(width, row, config.kernel5))
             width = row[0] + row[2] + row[4] + row[5]
             widths.append(width)
-        first = 1 if small else 4
+        first = 2 if small else 4
         self.strides = (first, 2 * first, 4 * first, 8 * first)
         self.widths = (widths[0], widths[2], widths[7], widths[9])
         side = bool(config.auxiliary and config.classes)
@@ -161,9 +161,7 @@ class GoogLeNet(nn.Module):
 
     def _maps(self, pixels: Tensor, pool: Callable[..., Tensor]) -> dict[str, Tensor]:
         """The maps that somebody wants, by the names of table 1."""
-        x = self.conv1(pixels)
-        x = x if self.config.stem == "small" else pool(x)
-        maps = {"2": self.conv3(self.conv2(x))}
+        maps = {"2": self.conv3(self.conv2(pool(self.conv1(pixels))))}
         x = maps["2"]
         for name in TABLE:
             if name in ("3a", "4a", "5a"):
