@@ -26,7 +26,7 @@ def tiny(model: str, data: Dataset) -> Recipe:
         ),
         batch=64,
         steps=1200,
-        optim={"all": Optim("adamw", lr=2e-3, weight_decay=0.05, clip=5.0)},
+        optim={"all": Optim("adamw", lr=1e-3, weight_decay=0.05, clip=5.0)},
         schedules=(Schedule("cosine", warmup=0.1, end=0.005),),
         average=0.98,
         evaluate_every=300,

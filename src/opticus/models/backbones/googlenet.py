@@ -1,12 +1,13 @@
 """Going Deeper with Convolutions.
 
 Szegedy, Liu, Jia, Sermanet, Reed, Anguelov, Erhan, Vanhoucke and Rabinovich, CVPR 2015, arXiv 1409.4842: GoogLeNet, 22 layers.
-Reference: torchvision 0.29 (BSD-3-Clause), whose file was ported from the authors' network with batch normalisation.
+Reference: torchvision 0.29 (BSD-3-Clause), whose file, "ported from the original paper", has batch normalisation.
 
 *Differs*: as the published file, every convolution is followed by batch norm (eps 0.001) where the paper's network has biases and
 two local response norms, its "5x5" branches have 3x3 kernels unless `kernel5` asks for the paper's, the fourth pooling is 2x2, and the
-auxiliary classifiers average to a 4x4 grid, so that they take maps of any size. The auxiliary heads of the published file hold no
-trained values. `features` pools with the last odd row or column included in every case: the same maps for multiples of 32.
+auxiliary classifiers average to a 4x4 grid, so that they take maps of any size; the auxiliary heads of the published file hold no
+trained values. Weights start after He et al. 2015 (torchvision's deviation of 0.01 means the same behind batch norm, but every step
+of Adam is large beside it). `features` keeps the last odd row and column in every pooling: the same maps for multiples of 32.
 *Map*: figure 2b -> `Inception`; table 1 -> `TABLE`, `GoogLeNet`; section 5 "auxiliary classifiers" -> `Auxiliary`; "with a discount
 weight of 0.3" -> `Deep`.
 """
@@ -146,7 +147,7 @@ class GoogLeNet(nn.Module):
             self.add_module(f"inception{name}", Inception(width, row, config.kernel5))
             width = row[0] + row[2] + row[4] + row[5]
             widths.append(width)
-        first = 1 if small else 4
+        first = 2 if small else 4
         self.strides = (first, 2 * first, 4 * first, 8 * first)
         self.widths = (widths[0], widths[2], widths[7], widths[9])
         side = bool(config.auxiliary and config.classes)
@@ -157,13 +158,11 @@ class GoogLeNet(nn.Module):
         self.fc = nn.Linear(width, config.classes) if config.classes else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.01)
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def _maps(self, pixels: Tensor, pool: Callable[..., Tensor]) -> dict[str, Tensor]:
         """The maps that somebody wants, by the names of table 1."""
-        x = self.conv1(pixels)
-        x = x if self.config.stem == "small" else pool(x)
-        maps = {"2": self.conv3(self.conv2(x))}
+        maps = {"2": self.conv3(self.conv2(pool(self.conv1(pixels))))}
         x = maps["2"]
         for name in TABLE:
             if name in ("3a", "4a", "5a"):
@@ -237,7 +236,6 @@ VARIANTS: dict[str, Config] = {
 PARAMETERS: dict[str, int] = {"22": 13004888}
 HEAD = r"(fc|aux[12]\.fc2)\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
 IGNORE = r"(fc|aux[12])\..+"  # a file's heads have no place in a network with classes=0, its side heads none in one without them
-OVERFIT = {"lr": 4e-3}
 FORMATS: dict[str, Names] = {"torchvision": Names(keep(r"(conv[123]|inception[345][a-e]|aux[12]|fc)\..+"))}
 WEIGHTS: dict[str, Weights] = {
     "22:imagenet1k_v1": Weights(

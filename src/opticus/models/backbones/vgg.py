@@ -96,7 +96,7 @@ class VGG(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
+                nn.init.normal_(module.weight, std=0.64 * config.hidden**-0.5)  # torchvision's 0.01 for 4096 units
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -153,7 +153,7 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 
 _DEPTHS = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
 VARIANTS: dict[str, Config] = {
-    "tiny": Config((1, 1, 2), norm=True, classes=10, width=24, hidden=128, grid=4),
+    "tiny": Config((1, 1, 2), norm=True, classes=10, width=24, hidden=128, grid=4, dropout=0.1),  # half of few units is too much
     **{depth: Config(layers) for depth, layers in _DEPTHS.items()},
     **{f"{depth}_bn": Config(layers, norm=True) for depth, layers in _DEPTHS.items()},
 }
