@@ -58,8 +58,8 @@ def test_tensorflow_padding_changes_strided_convolutions_only() -> None:
     odd, even = torch.randn(1, 3, 65, 65), torch.randn(1, 3, 64, 64)  # 65, 33, 17, 9, 5, 3
     with torch.no_grad():
         torch.testing.assert_close(plain(odd), same(odd))
-        assert not torch.allclose(plain(even), same(even), atol=1e-3)
-        assert [m.shape for m in plain.features(even)] == [m.shape for m in same.features(even)]
+        for one, other in zip(plain.features(even), same.features(even), strict=True):
+            assert one.shape == other.shape and float((one - other).square().mean()) > 1e-2 * float(one.var())
 
 
 def test_squeeze_and_excitation_equals_its_equation() -> None:
