@@ -58,8 +58,11 @@ def test_tensorflow_padding_changes_strided_convolutions_only() -> None:
     odd, even = torch.randn(1, 3, 65, 65), torch.randn(1, 3, 64, 64)  # 65, 33, 17, 9, 5, 3
     with torch.no_grad():
         torch.testing.assert_close(plain(odd), same(odd))
-        for one, other in zip(plain.features(even), same.features(even), strict=True):
-            assert one.shape == other.shape and float((one - other).square().mean()) > 1e-2 * float(one.var())
+        one, other = plain.stem(even), same.stem(even)
+        assert one.shape == other.shape and float((one - other).square().mean()) > 0.1 * float(one.square().mean())
+        # the same windows start one pixel further right and down
+        shifted = plain.stem(F.pad(even, (-1, 1, -1, 1)))
+        torch.testing.assert_close(shifted[:, :, 1:, 1:], other[:, :, 1:, 1:])
 
 
 def test_squeeze_and_excitation_equals_its_equation() -> None:
