@@ -159,7 +159,7 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 # --- variants and weights ------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(size=32, patch=8, width=96, depth=6, hidden=384, classes=10),
+    "tiny": Config(size=32, patch=8, width=96, depth=4, hidden=384, classes=10),
     "ti16": Config(width=128, hidden=768),
     "s16": Config(),
     "b16": Config(width=512, hidden=3072),
