@@ -1,9 +1,9 @@
 """Labs: a claim of the lectures, small trainings that check it, a number with its uncertainty, and whether the claim holds here.
 
 A lab is one file in `recipes/labs/`, found by looking at the folder. It exports CLAIM and SETUP (sentences), VERSION (raise it when
-`measure` changes), `cells(seeds, scale)` (the settings of every training, plain dictionaries with "arm" and "seed"), `measure(cell, folder)`
-(one training: JSON-ready figures), `judge(rows)` (the checks) and `draw(figure, rows)` (the picture). Every finished training is kept, so
-that a lab that was stopped goes on where it was.
+`measure` or what it calls changes), SEEDS, `cells(seeds, scale)` (the settings of every training, plain dictionaries with "arm" and
+"seed"), `measure(cell, folder)` (one training: JSON-ready figures), `judge(rows)` (the checks) and `draw(figure, rows)` (the picture).
+Every finished training is kept, so that a lab that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ADAM = Optim("adamw", lr=2e-3, clip=5.0)
 
 @dataclass(frozen=True)
 class Check:
-    """One number with its 95 % interval, and on which side of `bound` the claim puts it; `scale` is for printing (100 = points)."""
+    """One number with its 95 % interval, and on which side of `bound` the claim puts it."""
 
     what: str
     value: float
