@@ -69,6 +69,8 @@ def landscape(surfaces: Sequence[Surface], ceiling: float | None = None) -> Imag
         for number, one in enumerate(surfaces):
             shown = np.clip(np.nan_to_num(one.line, nan=high, posinf=high), low, high)
             last.plot(one.places, shown, color=_rgb(number), linewidth=2, label=one.name)
+        marks = np.linspace(float(surfaces[0].places[0]), float(surfaces[0].places[-1]), 5)
+        last.set_xticks(marks, labels=[f"{mark:g}" for mark in marks])
         last.set_yscale("log")
         shown_ticks = [value for value in ticks if value >= 0.8 * min(float(one.line.min()) for one in surfaces)]
         last.set_yticks(shown_ticks, labels=[f"{value:g}" for value in shown_ticks])

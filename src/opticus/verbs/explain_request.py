@@ -194,9 +194,9 @@ def onto_picture(
 
 
 def shown_size(size: tuple[int, int], side: int = 320) -> tuple[int, int]:
-    """(H, W) at which a picture is shown: its shorter side at least `side` pixels for small ones, as it is for others."""
-    factor = max(1.0, side / min(size))
-    return round(size[0] * factor), round(size[1] * factor)
+    """(H, W) at which a picture is shown: its shorter side at least `side` pixels, its longer one at most four times as many."""
+    factor = min(max(1.0, side / min(size)), 4 * side / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def enlarged(picture: Picture, size: tuple[int, int]) -> Values:
