@@ -29,7 +29,6 @@ def default(model: str, data: Dataset) -> Recipe:
         transforms=(Resize((size, size)),),
         batch=max(share for share in range(1, min(count, BATCH) + 1) if count % share == 0),  # so that no picture is left over
         epochs=1,
-        evaluate_every=0,
         loop=loop,
         note="stores every training picture once; there is nothing to optimise",
     )
@@ -68,7 +67,7 @@ def loop(job: Job) -> Outcome:
                 ids.sort()
             if step % job.recipe.save_every == 0 and step < steps:
                 keep({})
-        values = {} if job.evaluate is None else job.evaluate(network.eval())
+        values = {} if job.evaluate is None or job.recipe.evaluate_every == 0 else job.evaluate(network.eval())
         row = {"step": step, "epoch": 1, "seconds": time.perf_counter() - start, "train/stored": len(network)}
         log.write(row | {f"val/{name}": value for name, value in values.items()})
     keep(values)

@@ -1,4 +1,4 @@
-"""Linear classification: one matrix of class templates, trained as softmax regression or as a multiclass SVM.
+"""Linear classification by one matrix of class templates: softmax regression and the multiclass SVM.
 
 Cox, "The Regression Analysis of Binary Sequences", J. Royal Statistical Society B, 1958 (softmax regression); Weston and Watkins,
 "Support Vector Machines for Multi-Class Pattern Recognition", ESANN 1999 (the hinge loss summed over wrong classes).
