@@ -41,6 +41,11 @@ class Manifest:
         return f"{self.paper}/{self.variant}"
 
     @functools.cached_property
+    def roots(self) -> frozenset[str]:
+        """The first components of the keys, without unfolding the rest."""
+        return frozenset(part for joined in self.folded if joined for part in _parts(joined))
+
+    @functools.cached_property
     def keys(self) -> Shapes:
         """Key -> shape, unfolded."""
         return unfold(self.folded)

@@ -97,7 +97,9 @@ def _table(known: tuple[Manifest, ...]) -> dict[str, list[Manifest]]:
 def _nearest(shapes: Shapes, known: tuple[Manifest, ...]) -> tuple[float, Manifest | None]:
     """The manifest that shares most (key, shape) pairs with a table, as a share of the union of keys; ties: the first."""
     theirs = weights_only(shapes)
-    close = sorted(known, key=lambda m: abs(m.size - len(shapes)))[:CANDIDATES]
+    roots = {key.replace("/", ".").partition(".")[0] for key in theirs}
+    kin = [manifest for manifest in known if not roots.isdisjoint(manifest.roots)]  # the others share no key at all
+    close = sorted(kin, key=lambda m: abs(m.size - len(shapes)))[:CANDIDATES]
     best: tuple[float, Manifest | None] = (0.0, None)
     for manifest in close:
         published = weights_only(manifest.keys)
