@@ -8,14 +8,12 @@ moved aside and made anew. `--only lenet` takes rows whose name contains a word,
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import hashlib
 import itertools
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -25,33 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from opticus.data.open import open_data
-from opticus.metrics.classify import Accuracy
-from opticus.metrics.detect import CocoDetection
 from opticus.metrics.passport import Passport, compare
-from opticus.models.classical._hog_svm import HogSvm
-from opticus.models.classical._raw_pixels import NearestMean, Neighbours
-from opticus.models.classical._template_matching import TemplateMatching
-from opticus.recipes.choose import default, train
+from opticus.recipes.budgeted import fresh, run_until, seconds_of, steps_of
+from opticus.recipes.choose import default
+from opticus.recipes.compare_models import BASELINES, FIGURE, INCIDENTAL, SHOWN, slug
+from opticus.recipes.compare_models import baseline as fitted
 from opticus.training.recipe import Recipe, to_json
-from opticus.training.state import FILE, load_state
-from opticus.verbs.evaluate import score
+from opticus.training.state import load_state
 from opticus.verbs.models import load
-from opticus.verbs.report import keep_passport
 from opticus.weights.save import read_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, TABLE, PAGE = ROOT / "runs" / "tables", ROOT / "docs" / "tables.json", ROOT / "docs" / "tables.md"
 SHARE = 0.3  # of what the baseline leaves to the ceiling
-FIGURE = {"classify": "top1", "detect": "AP"}
-SHOWN = {"classify": ("top1", "top5", "balanced"), "detect": ("AP", "AP50", "AP75", "APs", "APm", "APl")}
-BASELINES: dict[str, dict[str, Callable[[], Any]]] = {
-    "classify": {"nearest class mean": NearestMean, "20-NN on raw pixels": Neighbours},
-    "detect": {"template matching": TemplateMatching, "HOG + SVM": HogSvm},
-}
-INCIDENTAL = {"note", "workers", "device", "log_every", "save_every"}  # fields of a recipe that leave its result as it is
 
 
 @dataclass(frozen=True)
@@ -114,43 +100,8 @@ def trained(row: Row, stop: float) -> Path | None:
     if time.monotonic() >= stop:
         return folder if fresh(folder) else None
     print(f"{row.name}: {'from the start' if done is None else f'from step {done}'}, of {recipe.steps}", file=sys.stderr)
-    if done is None and (folder / "args.json").is_file():  # stopped before its first state
-        (folder / "args.json").unlink()
-    try:
-        with budget(stop):
-            train(row.model, row.data, out=folder, resume=done is not None)
-    except KeyboardInterrupt:
-        if time.monotonic() < stop:
-            raise
-        reached = score(load(folder / "weights" / "last.safetensors", quiet=True), open_data(row.data, "test"), "test", quiet=False)
-        keep_passport(folder, reached)
+    run_until(stop, row.model, row.data, folder, default(row.model, open_data(row.data, "train")), open_data(row.data, "test"))
     return folder
-
-
-def fresh(folder: Path) -> bool:
-    """Whether the figures in `folder` are those of its last state."""
-    passport, state = folder / "passport.json", folder / "state" / FILE
-    return passport.is_file() and passport.stat().st_mtime >= state.stat().st_mtime
-
-
-class budget:
-    """Ends the training inside at `stop` as Ctrl-C would: the step is finished and its state is written."""
-
-    def __init__(self, stop: float) -> None:
-        self.left = stop - time.monotonic()
-
-    def __enter__(self) -> None:
-        if self.left != float("inf"):
-            signal.signal(signal.SIGALRM, self.end)
-            signal.setitimer(signal.ITIMER_REAL, max(self.left, 0.01))
-
-    def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    @staticmethod
-    def end(*_: object) -> None:
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # only inside the training loop, which handles it
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def recipe_of(row: Row) -> Recipe:
@@ -171,22 +122,6 @@ def trained_on(folder: Path) -> str | None:
 
 def recipe_data(row: Row) -> str:
     return open_data(row.data, "train").hash
-
-
-def steps_of(folder: Path) -> int | None:
-    """Optimiser steps made in `folder`, None if there is no state."""
-    return int(load_state(folder)["step"]) if (folder / "state").is_dir() and any((folder / "state").iterdir()) else None
-
-
-def seconds_of(folder: Path) -> float:
-    """Wall time of training, over all its sittings: the clock of results.csv starts anew with each."""
-    total = before = 0.0
-    with (folder / "results.csv").open(newline="") as file:
-        for line in csv.DictReader(file):
-            now = float(line["seconds"] or 0)
-            total += now - before if now >= before else now
-            before = now
-    return total
 
 
 # --- scoring --------------------------------------------------------------------------------------------------------------
@@ -232,22 +167,9 @@ def shown(passport: Passport, task: str) -> dict[str, float]:
 
 
 def baseline(data: str, name: str, make: Callable[[], Any]) -> Path:
-    """The folder with the passport of a baseline fitted on the training split; made once for each version of the data."""
-    learned, held = open_data(data, "train"), open_data(data, "test")
-    folder = RUNS / "baselines" / f"{data}-{name}".replace(" + ", "-").replace(" ", "-").lower()
-    if (folder / "passport.json").is_file():
-        known = next(iter(Passport.read(folder).numbers.values())).protocol
-        if known.get("data") == held.hash:
-            return folder
-    fitted = make().fit((learned[i] for i in range(len(learned))), len(learned.names))
-    detects = held.task == "detect"
-    metric = (CocoDetection if detects else Accuracy)(held.names, data=held.hash, split="test")
-    for i in tqdm(range(len(held)), unit="img", desc=f"{name} on {data}", file=sys.stderr, leave=False):
-        sample = held[i]
-        if sample.target is not None:
-            metric.update((fitted.detect if detects else fitted.classify)(sample.picture), sample.target, sample.id)
-    folder.mkdir(parents=True, exist_ok=True)
-    Passport.of(metric, {"limit": None}).write(folder)
+    """The folder with the passport of a baseline fitted on the training split."""
+    folder = RUNS / "baselines" / f"{data}-{slug(name)}"
+    fitted(name, make, open_data(data, "train"), open_data(data, "test"), folder, False)
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from opticus import zoo
+from opticus.recipes.budgeted import Budget
 
 FILE = Path(__file__).parents[2] / "tools" / "make_tables.py"
 
@@ -58,11 +59,11 @@ def test_seconds_are_added_over_sittings(tables, tmp_path):
 def test_the_budget_ends_a_training_only(tables):
     """Outside a training loop the alarm passes; inside, the loop's own handler is told."""
     told = []
-    with tables.budget(time.monotonic() + 0.05):
+    with Budget(time.monotonic() + 0.05):
         time.sleep(0.1)
     before = signal.signal(signal.SIGTERM, lambda *_: told.append(os.getpid()))
     try:
-        with tables.budget(time.monotonic() + 0.05):
+        with Budget(time.monotonic() + 0.05):
             time.sleep(0.1)
     finally:
         signal.signal(signal.SIGTERM, before)

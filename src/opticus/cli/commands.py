@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from opticus.cli.compare_models import CompareModels
 from opticus.cli.explain import Explain
 from opticus.cli.lab import Lab
 from opticus.cli.probe import Probe, TransferCurve
@@ -389,6 +390,7 @@ COMMANDS: dict[str, Any] = {
     "doctor": Doctor,
     "report": Report,
     "compare": Compare,
+    "compare-models": CompareModels,
     "prove": Prove,
     "verify": Verify,
     "export-data": ExportData,

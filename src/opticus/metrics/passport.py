@@ -146,6 +146,18 @@ def compare(a: str | Path, b: str | Path, *, resamples: int = 1000, seed: int = 
     return rows
 
 
+def resampled_numbers(passport: Passport, name: str, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of one number over bootstrap resamples of its samples; (NaN, NaN) where nothing was kept to resample."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    count = len(passport.ids)
+    draws = rng.multinomial(count, np.full(count, 1 / max(count, 1)), resamples).astype(np.float64)
+    values = _resampled(passport.arrays, draws).get(name) if count else None
+    if values is None:
+        return float("nan"), float("nan")
+    low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _same_protocol(runs: str, name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     for field in [*a, *(key for key in b if key not in a)]:
         if a.get(field) != b.get(field):

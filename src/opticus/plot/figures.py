@@ -213,6 +213,15 @@ def _figure(width: float, height: float) -> Generator[tuple[Figure, Callable[[],
         yield figure, finish
 
 
+@contextmanager
+def dressed_figure(
+    width: float, height: float
+) -> Generator[tuple[Figure, Callable[[], str], Callable[[Axes, str, str, str], None]]]:
+    """For pages of other modules: a figure of this house, the function that makes SVG of it, and the one that dresses its axes."""
+    with _figure(width, height) as (figure, finish):
+        yield figure, finish, _dress
+
+
 def _tidy(text: str) -> str:
     """The <svg> element alone, its ink following the page's colour, its width shrinking with the page."""
     text = text[text.index("<svg") :].replace(_INK, "currentColor")

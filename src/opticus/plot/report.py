@@ -153,6 +153,11 @@ def _lossless(image: Image) -> str:
     return _source(image, max(image.size), 88)
 
 
+def page(title: str, notes: Iterable[str], sections: Iterable[tuple[str, str, str]]) -> str:
+    """A self-contained page from (anchor, heading, HTML) sections; only `title` and `notes` are escaped."""
+    return _page(title, notes, [_Section(*section) for section in sections])
+
+
 def _page(title: str, notes: Iterable[str], sections: Sequence[_Section]) -> str:
     head = html.escape(title)
     links = "".join(f'<a href="#{one.anchor}">{html.escape(one.title)}</a>' for one in sections)

@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from opticus.data.open import open_data
 from opticus.data.records import Source
@@ -121,6 +121,6 @@ def _top1(
     run = train(name, shown, recipe=recipe, out=folder, resume=started, **start, **options)
     evaluation = score(run.model, scored, scored.split, quiet=quiet)
     keep_passport(folder, evaluation)
-    value = cast(float, evaluation.values["top1"])
+    value = evaluation.values["top1"]
     write_text(done, json.dumps({"asked": asked, "top1": value}))
     return value

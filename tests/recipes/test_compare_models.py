@@ -1,0 +1,68 @@
+"""compare-models in miniature: one protocol, nothing trained twice, a page with every system."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opticus.cli.main import main
+from opticus.metrics.passport import Passport, resampled_numbers
+from opticus.recipes import budgeted, compare_models
+from opticus.structures import DataError, UnknownNameError, UsageError
+
+
+def test_systems_are_compared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "cmp"
+    words = ["compare-models", "data=digits", "models=lenet/5,mlp/tiny", "steps=3", f"out={out}", "quiet=true"]
+    assert main(words) == 0
+    found = json.loads((out / "comparison.json").read_text())
+    systems = [row["system"] for row in found["rows"]]
+    assert set(systems) == {"lenet/5", "mlp/tiny", "nearest class mean", "20-NN on raw pixels"}
+    tops = [row["values"]["top1"] for row in found["rows"]]
+    assert tops == sorted(tops, reverse=True)
+    for row in found["rows"]:
+        assert row["low"] <= row["values"]["top1"] <= row["high"] and row["finished"]
+    net = next(row for row in found["rows"] if row["system"] == "lenet/5")
+    assert net["parameters"] == 60850 and net["flops"] > 0 and net["latency"] > 0 and net["steps"] == net["planned"] == 3
+    page = (out / "comparison.html").read_text()
+    assert (
+        all(name in page for name in systems)
+        and page.count("<svg") >= 3
+        and "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
+    )
+    monkeypatch.setattr(budgeted, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert main(words) == 0
+    with pytest.raises(UsageError, match="another recipe"):
+        compare_models.compare_models("digits", ["lenet/5"], out, steps=4, quiet=True)
+
+
+def test_the_clock_stops_a_run_which_goes_on_later(tmp_path: Path) -> None:
+    first = compare_models.compare_models("digits", ["lenet/5"], tmp_path / "c", seconds=1.5, baselines=False, quiet=True)
+    row = first.rows[0]
+    assert not row.finished and 0 < (row.steps or 0) < (row.planned or 0) and "stopped at" in first.table()
+    again = compare_models.compare_models("digits", ["lenet/5"], tmp_path / "c", seconds=3.0, baselines=False, quiet=True)
+    assert (again.rows[0].steps or 0) > (row.steps or 0)
+
+
+def test_intervals_are_those_of_the_bootstrap(tmp_path: Path) -> None:
+    compare_models.compare_models("digits", ["lenet/5"], tmp_path / "c", steps=2, baselines=False, quiet=True)
+    passport = Passport.read(tmp_path / "c" / "lenet-5")
+    low, high = resampled_numbers(passport, "top1")
+    p = passport.numbers["top1"].value
+    assert high - low == pytest.approx(2 * 1.96 * (p * (1 - p) / 500) ** 0.5, rel=0.2)
+
+
+def test_bad_comparisons_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="lenet/6"):
+        compare_models.compare_models("digits", ["lenet/6"], tmp_path)
+    with pytest.raises(UsageError, match="detect"):
+        compare_models.compare_models("digits", ["centernet/tiny"], tmp_path)
+    with pytest.raises(DataError, match="one label"):
+        compare_models.compare_models("tags:scenes", ["resnet/tiny"], tmp_path)
+    with pytest.raises(UsageError, match="seconds"):
+        compare_models.compare_models("digits", ["lenet/5"], tmp_path, seconds=0)
+    assert main(["compare-models"]) == 2
+    small = compare_models.small_models("classify")
+    assert {"lenet/5", "resnet/tiny", "vit/tiny"} <= set(small) and not any(name.startswith("detr") for name in small)
