@@ -164,6 +164,7 @@ NOT_ABLE: list[tuple[str, str, dict[str, Any], str]] = [
     ("tsne", "centernet/tiny", {"data": "scenes"}, r"centernet/tiny has no embed\(\): explain tsne needs it"),
     ("neighbours", "centernet/tiny", {"data": "scenes", "limit": 20}, r"has no embed\(\): explain neighbours needs it .*by=pixels"),
     ("gradcam", "lenet/5", {"data": "digits"}, r"lenet/5 cannot do Grad-CAM: it has no features\(\)"),
+    ("gradcam", "resnet/tiny", {"data": "crops", "classes": 0}, r"resnet/tiny has no classes \(classes=0\)"),
     ("filters", "resnet/tiny", {"layer": "layer2.0.conv1"}, "see 16 maps each; only those of 1 or 3 are pictures"),
     ("filters", "resnet/tiny", {"layer": "fc"}, "layer 'fc' is a Linear, its filters are no pictures"),
     ("activations", "resnet/tiny", {"data": "crops", "layer": "fc"}, "the output of layer 'fc' is no map over the picture"),
@@ -178,8 +179,11 @@ NOT_ABLE: list[tuple[str, str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kind", "model", "options", "words"), NOT_ABLE)
 def test_what_a_model_cannot_do_is_named(kind: str, model: str, options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    changes = {"classes": options["classes"]} if "classes" in options else {}
+    asked = {key: value for key, value in options.items() if key != "classes"}
+    network = opticus.create(model, **changes)
     with pytest.raises(CapabilityError, match=words):
-        opticus.explain(kind, model, out=tmp_path / "x", **options)
+        opticus.explain(kind, network, out=tmp_path / "x", **asked)
     assert not (tmp_path / "x").exists()
 
 
@@ -232,6 +236,17 @@ def test_bad_input_is_one_sentence(kind: str, asked: dict[str, Any], error: type
     with pytest.raises(error, match=words):
         opticus.explain(kind, **asked, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_foreign_module_must_say_how_it_wants_its_pictures(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="Linear has no `prepare`"):
+        opticus.explain("gradcam", nn.Linear(3, 3), data="crops", out=tmp_path)
+
+
+def test_networks_in_double_precision_are_explained(tmp_path: Path) -> None:
+    model = opticus.create("lenet/5").double()
+    for kind, options in (("surface", {"limit": 3, "steps": 3}), ("activations", {"limit": 10, "maps": 1, "layer": "c3"})):
+        assert opticus.explain(kind, model, data="digits", out=tmp_path, **options).numbers
 
 
 def test_the_options_of_a_kind_are_listed() -> None:

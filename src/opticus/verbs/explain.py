@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, cast, get_arg
 from torch import nn
 
 from opticus.plot.report import Figure, write_page
-from opticus.structures import DataError, UnknownNameError, UsageError
+from opticus.structures import CapabilityError, DataError, UnknownNameError, UsageError
 from opticus.structures.files import write_atomic, write_text
 from opticus.verbs.explain_activations import activations
 from opticus.verbs.explain_attention import attention, rolled_out
@@ -173,6 +173,8 @@ def _open(
             if network.card.provenance == {"source": "random"}:
                 fresh.append(title)
                 title += "" if kind == "augmentations" else " (random weights)"
+        if not hasattr(network, "prepare"):
+            raise CapabilityError(f"{title} has no `prepare`: explain must know how the network wants its pictures")
         place(network, device)
         opened.append(network)
         titles.append(title)

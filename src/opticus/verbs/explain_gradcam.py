@@ -144,6 +144,8 @@ def gradcam(
 ) -> Answer:
     """Grad-CAM of the best classes, or of the one that is named, on the last feature map of a network."""
     network, items = request.model, request.items(limit, index)
+    if getattr(getattr(network, "config", None), "classes", None) == 0:
+        raise CapabilityError(f"{title_of(network)} has no classes (classes=0): Grad-CAM needs the score of one")
     asked = None if label is None else _label(request, label)
     rows: list[list[Panel | None]] = []
     numbers: list[dict[str, Any]] = []

@@ -69,7 +69,8 @@ def batches_of(network: Any, samples: Sequence[Sample]) -> list[Batch]:
     found: list[Batch] = []
     for first in range(0, len(framed), BATCH):
         batch = collate(framed[first : first + BATCH], network.prepare)
-        found.append(batch.to(next(network.parameters()).device))
+        weight = next(network.parameters())
+        found.append(batch.to(weight.device, torch.float64 if weight.dtype == torch.float64 else None))
     return found
 
 
