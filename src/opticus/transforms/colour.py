@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opticus.structures import Sample, UsageError
 from opticus.transforms.draw import Draw
-from opticus.transforms.pixels import LUMINANCE, channelled, interleaved
+from opticus.transforms.pixels import LUMINANCE, channelled
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,36 +65,55 @@ class ColourJitter:
 
 
 def planes_of(pixels: Tensor) -> Tensor:
-    """(C, H*W) float32 planes of (H, W, C) uint8 pixels with 1 or 3 channels; UsageError for other counts."""
-    channels = int(pixels.shape[2])
-    if channels not in (1, 3):
-        raise UsageError(f"colour transforms take pictures of 1 or 3 channels, found {channels}")
+    """(C, H*W) contiguous float32 planes of (H, W, C) uint8 pixels with 1 or 3 channels; UsageError for other counts."""
+    channels = _counted(pixels)
     return pixels.permute(2, 0, 1).contiguous().to(torch.float32).view(channels, -1)
 
 
-def pixels_of(planes: Tensor, like: Tensor) -> Tensor:
-    """(H, W, C) uint8 pixels shaped as `like` from planes (C, H*W), which are overwritten: rounded and clamped."""
+def colours_of(pixels: Tensor) -> Tensor:
+    """(C, H*W) float32 values in whichever order they lie in memory: a matrix product reads either, so nothing is transposed."""
+    channels = _counted(pixels)
+    if pixels.is_contiguous():
+        return pixels.view(-1, channels).to(torch.float32).t()
+    return planes_of(pixels)
+
+
+def _counted(pixels: Tensor) -> int:
+    channels = int(pixels.shape[2])
+    if channels not in (1, 3):
+        raise UsageError(f"colour transforms take pictures of 1 or 3 channels, found {channels}")
+    return channels
+
+
+def pixels_of(planes: Tensor, like: Tensor, half: float = 0.5) -> Tensor:
+    """(H, W, C) uint8 pixels shaped as `like` from planes (C, H*W), which are overwritten: rounded and clamped.
+
+    `half` is what is added before cutting off decimals; 0 where a map has added it already.
+    In memory they stay planes (a transposed view): the next colour transform and the collation, which want planes, copy nothing.
+    """
     height, width, channels = like.shape
     # by way of int16, as float32 -> uint8 is not vectorised
-    whole = planes.add_(0.5).clamp_(0, 255).to(torch.int16).to(torch.uint8)
-    return interleaved(whole.view(channels, height, width))
+    whole = (planes.add_(half) if half else planes).clamp_(0, 255).to(torch.int16).to(torch.uint8)
+    return whole.view(channels, height, width).permute(1, 2, 0)
 
 
 def jittered(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """All steps as one affine map of colour space, applied to (H, W, C) uint8 pixels."""
-    return pixels_of(_mapped(planes_of(pixels), steps), pixels)
+    return pixels_of(_mapped(colours_of(pixels), steps, 0.5), pixels, 0.0)
 
 
-def _mapped(planes: Tensor, steps: list[tuple[str, float]]) -> Tensor:
-    """Planes (C, N) through the one affine map that `steps` amount to, not clamped; `planes` may be overwritten."""
-    if all(name == "brightness" for name, _ in steps):
-        return planes.mul_(math.prod(amount for _, amount in steps))
-    mean = planes.mean(1).tolist() if any(name == "contrast" for name, _ in steps) else [0.0]
-    table = colour_matrix(steps, mean * 3 if len(planes) == 1 else mean)
-    if len(planes) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
-        return planes.mul_(float(table[0, :3].sum())).add_(float(table[0, 3]))
+def _mapped(colours: Tensor, steps: list[tuple[str, float]], more: float = 0.0) -> Tensor:
+    """Colours (C, N) through the one affine map that `steps` amount to, plus `more`, not clamped, as contiguous planes.
+
+    `colours` may be overwritten.
+    """
+    mean = colours.mean(1).tolist() if any(name == "contrast" for name, _ in steps) else [0.0]
+    table = colour_matrix(steps, mean * 3 if len(colours) == 1 else mean)
+    table[:, 3] += more
+    if len(colours) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
+        return colours.mul_(float(table[0, :3].sum())).add_(float(table[0, 3]))
     map = torch.from_numpy(table.astype(np.float32))
-    return torch.addmm(map[:, 3:], map[:, :3], planes)
+    return torch.addmm(map[:, 3:], map[:, :3], colours)
 
 
 def colour_matrix(steps: list[tuple[str, float]], mean: list[float]) -> Floats:
@@ -123,7 +142,7 @@ def _hue_matrix(turns: float) -> Floats:
 
 def jittered_stepwise(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """The steps one after the other on (H, W, C) uint8 pixels, clamped to [0, 255] after each; hue in HSV."""
-    planes = planes_of(pixels)
+    planes = colours_of(pixels)
     waiting: list[tuple[str, float]] = []
     for name, amount in steps:
         if name != "hue":
@@ -134,8 +153,10 @@ def jittered_stepwise(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
             planes = _mapped(planes, waiting).clamp_(0, 255)
             waiting = []
         if name == "hue" and len(planes) == 3:
-            hue_shifted(planes, amount)
-    return pixels_of(_mapped(planes, waiting) if waiting else planes, pixels)
+            planes = hue_shifted(planes.contiguous(), amount)
+    if not waiting:
+        return pixels_of(planes.contiguous(), pixels)
+    return pixels_of(_mapped(planes, waiting, 0.5), pixels, 0.0)
 
 
 def hue_shifted(planes: Tensor, turns: float) -> Tensor:
