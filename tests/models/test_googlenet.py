@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from opticus import zoo
 from opticus.models.backbones.googlenet import TABLE, Deep, GoogLeNet, Inception, Out, objective
 from opticus.parity.fill import fill_module
-from opticus.structures import Batch, Classes, Images, Progress
+from opticus.structures import Batch, Classes, Images, Progress, UsageError
 from opticus.verbs.models import create, load
 
 NARROW = {"width": 0.125, "classes": 5}
@@ -119,3 +119,12 @@ def test_a_file_with_side_heads_loads_without_them(tmp_path: Any) -> None:
         again = load("googlenet/tiny", tmp_path / "googlenet.pth", quiet=True, **changes)
         assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())
         assert not any(key.startswith("aux") for key in again.state_dict())
+
+
+def test_modules_are_rows_of_table_1_in_their_order() -> None:
+    for modules in (("3b", "3a", "4a", "4d", "5a"), ("3a", "4a", "5a"), ("3a", "4a", "4d"), ("3a", "4a", "4d", "5c"), ()):
+        with pytest.raises(UsageError, match="modules must be some of 3a, 3b"):
+            small(modules=modules)
+    network = small(modules=("3a", "4b", "5b"), auxiliary=False).eval()
+    with torch.no_grad():
+        assert [m.shape[1] for m in network.features(torch.zeros(1, 3, 64, 64))] == list(network.widths) == [24, 32, 64, 128]

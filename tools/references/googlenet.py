@@ -113,9 +113,12 @@ def tiny():
 
     model = small()
     model.conv1 = BasicConv2d(3, 8, kernel_size=3, padding=1)
+    for name in ("4b", "4c", "4e", "5a"):
+        setattr(model, f"inception{name}", torch.nn.Identity())
+    model.inception5b = small_inception(528, 384, 192, 384, 48, 128, 128)
     state = fill_module(model.double().eval())
     pixels, _ = network_input(pictures, Prepare())
-    cases.append({"name": "small stem", "format": "torchvision", "variant": "tiny", "config": config, "state": state,
+    cases.append({"name": "small stem, five modules", "format": "torchvision", "variant": "tiny", "config": config, "state": state,
                   "pictures": pictures, "outputs": outputs_of(model(pixels)) | maps_of(model, pixels)})  # fmt: skip
 
     model = small()

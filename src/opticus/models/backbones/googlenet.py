@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from opticus.losses.classify import CrossEntropy, ranked
 from opticus.losses.supervised import Supervised
-from opticus.structures import Batch, Embedding, Images, Prepare, Result, Task, Weights
+from opticus.structures import Batch, Embedding, Images, Prepare, Result, Task, UsageError, Weights
 from opticus.weights.names import Names, keep
 
 TASK: Task = "classify"
@@ -50,10 +50,14 @@ TABLE: dict[str, tuple[int, int, int, int, int, int]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """`width` multiplies every number of channels; `auxiliary=False` leaves the two side heads away, `classes=0` all heads."""
+    """`modules` are rows of `TABLE`, of every stage at least one; `width` multiplies every number of channels.
+
+    `auxiliary=False` leaves away the two side heads, which sit on 4a and 4d; `classes=0` all heads.
+    """
 
     classes: int = 1000
     width: float = 1.0
+    modules: tuple[str, ...] = tuple(TABLE)
     auxiliary: bool = True
     kernel5: int = 3
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -133,6 +137,13 @@ class GoogLeNet(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        needed = {"4a", "4d"} if config.auxiliary and config.classes else set[str]()
+        rows = [name for name in TABLE if name in config.modules]
+        if tuple(rows) != config.modules or {name[0] for name in rows} != {"3", "4", "5"} or not needed <= set(rows):
+            raise UsageError(
+                f"googlenet: modules must be some of {', '.join(TABLE)} in this order, of stages 3, 4 and 5 at least one each"
+                f"{', with 4a and 4d for the side heads' if needed else ''}, found {', '.join(config.modules) or 'none'}"
+            )
         self.config = config
         small = config.stem == "small"
         self.prepare = (SMALL if small else PREPARE).with_channels(config.channels)
@@ -141,19 +152,20 @@ class GoogLeNet(nn.Module):
         self.conv1 = Conv(config.channels, stem, 3 if small else 7, 1 if small else 2)
         self.conv2 = Conv(stem, stem, 1)
         self.conv3 = Conv(stem, width, 3)
-        widths = [width]
-        for name, row in TABLE.items():
-            row = tuple(scaled(n) for n in row)
+        widths = {"2": width}
+        for name in config.modules:
+            row = tuple(scaled(n) for n in TABLE[name])
             self.add_module(f"inception{name}", Inception(width, row, config.kernel5))
             width = row[0] + row[2] + row[4] + row[5]
-            widths.append(width)
+            widths[name] = width
+        self.last = tuple({name[0]: name for name in widths}.values())
         first = 2 if small else 4
         self.strides = (first, 2 * first, 4 * first, 8 * first)
-        self.widths = (widths[0], widths[2], widths[7], widths[9])
+        self.widths = tuple(widths[name] for name in self.last)
         side = bool(config.auxiliary and config.classes)
         head = partial(Auxiliary, width=scaled(128), hidden=scaled(1024), classes=config.classes, dropout=config.dropout_auxiliary)
-        self.aux1 = head(widths[3]) if side else None
-        self.aux2 = head(widths[6]) if side else None
+        self.aux1 = head(widths["4a"]) if side else None
+        self.aux2 = head(widths["4d"]) if side else None
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(width, config.classes) if config.classes else None
         for module in self.modules():
@@ -163,26 +175,26 @@ class GoogLeNet(nn.Module):
     def _maps(self, pixels: Tensor, pool: Callable[..., Tensor]) -> dict[str, Tensor]:
         """The maps that somebody wants, by the names of table 1."""
         maps = {"2": self.conv3(self.conv2(pool(self.conv1(pixels))))}
-        x = maps["2"]
-        for name in TABLE:
-            if name in ("3a", "4a", "5a"):
-                x = pool(x, 2 if name == "5a" else 3)
+        x, stage = maps["2"], "2"
+        for name in self.config.modules:
+            if name[0] != stage:
+                x, stage = pool(x, 2 if name[0] == "5" else 3), name[0]
             x = self.get_submodule(f"inception{name}")(x)
             maps[name] = x
         return maps
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> list[Tensor]:
-        """The maps of the second convolution and of modules 3b, 4e and 5b, fine to coarse."""
+        """The maps of conv3 and of the last module of every stage (3b, 4e, 5b), fine to coarse."""
         maps = self._maps(pixels, _pool_all)
-        return [maps[name] for name in ("2", "3b", "4e", "5b")]
+        return [maps[name] for name in self.last]
 
     def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The averaged map of the last module, which the linear layer classifies."""
-        return F.adaptive_avg_pool2d(self._maps(pixels, _pool)["5b"], 1).flatten(1)
+        return F.adaptive_avg_pool2d(self._maps(pixels, _pool)[self.last[-1]], 1).flatten(1)
 
     def forward(self, pixels: Float[Tensor, "B C H W"], valid: Tensor | None = None) -> Out | Float[Tensor, "B D"]:
         maps = self._maps(pixels, _pool)
-        x = F.adaptive_avg_pool2d(maps["5b"], 1).flatten(1)
+        x = F.adaptive_avg_pool2d(maps[self.last[-1]], 1).flatten(1)
         if self.fc is None:
             return x
         logits = self.fc(self.dropout(x))
@@ -230,7 +242,7 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 # --- variants and weights ------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(classes=10, width=0.25, stem="small"),
+    "tiny": Config(10, 0.25, ("3a", "3b", "4a", "4d", "5b"), stem="small", dropout=0.1, dropout_auxiliary=0.2),
     "22": Config(),
 }
 PARAMETERS: dict[str, int] = {"22": 13004888}
