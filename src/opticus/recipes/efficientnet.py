@@ -33,7 +33,7 @@ def tiny(model: str, data: Dataset) -> Recipe:
             ColourJitter(0.3, 0.3, 0.3, 0.3),
         ),
         batch=64,
-        steps=700,
+        steps=600,
         optim={"all": Optim("adamw", lr=4e-3, weight_decay=0.05, clip=5.0)},
         schedules=(Schedule("cosine", warmup=0.1, end=0.005),),
         average=0.98,

@@ -170,7 +170,7 @@ def objective(network: nn.Module, **options: Any) -> Supervised:
 
 _DEEP = (3, 3, 27, 3)
 VARIANTS: dict[str, Config] = {
-    "tiny": Config((2, 2, 2), (32, 64, 128), size=32, patch=2, kernel=5, classes=10, layer_scale=0.1, drop_path=0.05),
+    "tiny": Config((2, 2, 2), (32, 64, 128), size=32, patch=2, kernel=5, classes=10, layer_scale=1.0, drop_path=0.05),
     "t": Config(),
     "s": Config(_DEEP),
     "b": Config(_DEEP, (128, 256, 512, 1024)),
