@@ -339,8 +339,9 @@ class Study:
         folder = Path(self.out or f"runs/studies/{self.name}")
         teacher = None if self.teacher is None else Path(self.teacher)
         steps = recipe.STEPS if self.steps is None else self.steps
-        words = {"model": self.student or recipe.STUDENT, "data": self.data or recipe.DATA}
-        found = recipe.study(folder, steps=steps, teacher=teacher, **words)
+        found = recipe.study(
+            folder, steps=steps, teacher=teacher, model=self.student or recipe.STUDENT, data=self.data or recipe.DATA
+        )
         emit(found.to_json(), self.json, found.text())
         return 0
 
