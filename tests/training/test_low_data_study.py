@@ -16,7 +16,7 @@ from opticus.structures import TrainError, UsageError
 def found(undistilled: tuple[float, ...], hard: tuple[float, ...], soft: tuple[float, ...]) -> Study:
     values = {"undistilled": undistilled, "hard": hard, "soft": soft}
     rows = tuple(Row(arm, seed, value, None) for arm, row in values.items() for seed, value in enumerate(row))
-    return Study(Path("x"), "deit/tiny", 20, 100, 0.9, rows)
+    return Study(Path("x"), "deit/tiny", "crops", 20, 100, 0.9, rows)
 
 
 def test_the_verdict_is_computed_from_the_figures() -> None:
@@ -29,11 +29,11 @@ def test_the_verdict_is_computed_from_the_figures() -> None:
 
 
 def test_it_trains_what_is_missing_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "DATA", "digits")  # drawn faster than crops
     teacher = tmp_path / "teacher"
     opticus.train("lenet/5", "digits", out=teacher, steps=20, evaluate_every=0, test=False, quiet=True, workers=0)
     out = tmp_path / "study"
-    first = study(out, steps=2, per_class=2, seeds=(0,), teacher=teacher)
+    words = {"seeds": (0,), "teacher": teacher, "model": "deit/tiny", "data": "digits"}
+    first = study(out, steps=2, per_class=2, **words)
     assert [row.arm for row in first.rows] == ["undistilled", "hard", "soft"]
     assert first.rows[0].cosines is None
     assert first.rows[1].cosines is not None and set(first.rows[1].cosines) >= {"tokens", "input", "block 1", "output"}
@@ -45,10 +45,10 @@ def test_it_trains_what_is_missing_and_nothing_twice(tmp_path: Path, monkeypatch
         raise AssertionError("a finished run is trained again")
 
     monkeypatch.setattr(recipe, "train", again)
-    assert study(out, steps=2, per_class=2, seeds=(0,), teacher=teacher) == first
+    assert study(out, steps=2, per_class=2, **words) == first
     with pytest.raises(TrainError, match="use another out="):
-        study(out, steps=3, per_class=2, seeds=(0,), teacher=teacher)
+        study(out, steps=3, per_class=2, **words)
     with pytest.raises(TrainError, match="use another out="):
-        study(out, steps=2, per_class=3, seeds=(0,), teacher=teacher)
+        study(out, steps=2, per_class=3, **words)
     with pytest.raises(UsageError, match="at least 1"):
         study(out, steps=0)

@@ -330,6 +330,7 @@ class Study:
 
     name: Literal["low-data-distillation"] = word()
     out: str | None = None
+    data: str | None = None
     steps: int | None = None
     student: str | None = None
     teacher: str | None = None  # a finished run to use as the teacher; it is trained otherwise
@@ -342,7 +343,9 @@ class Study:
         folder = Path(self.out or f"runs/studies/{self.name}")
         teacher = None if self.teacher is None else Path(self.teacher)
         steps = recipe.STEPS if self.steps is None else self.steps
-        found = recipe.study(folder, steps=steps, teacher=teacher, model=self.student or recipe.STUDENT)
+        found = recipe.study(
+            folder, steps=steps, teacher=teacher, model=self.student or recipe.STUDENT, data=self.data or recipe.DATA
+        )
         emit(found.to_json(), self.json, found.text())
         return 0
 
