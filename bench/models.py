@@ -1,4 +1,4 @@
-"""ResNet-50, ViT-B/16 and DETR-R50 against timm and transformers: inference, optimised inference and one training step.
+"""Networks against timm and transformers: inference, optimised inference, features and one training step.
 
 Same weights, same input, one process, two threads. Every row is the median of 7 rounds in which the contenders take turns, after one
 untimed call each; inference runs in eval and inference mode. The peer is at its default:
@@ -33,6 +33,7 @@ from opticus.parity.fill import fill, fill_module
 from opticus.structures import Batch, Classes, Images, Instances, Progress
 from opticus.verbs.models import load
 from opticus.verbs.optimize import optimize
+from opticus.weights.load import load_into
 
 ROUNDS = int(os.environ.get("OPTICUS_BENCH_ROUNDS", "7"))
 THREADS = int(os.environ.get("OPTICUS_BENCH_THREADS", "2"))
@@ -59,7 +60,7 @@ def classifier(ours: str, timms: str) -> tuple[nn.Module, nn.Module]:
 
     peer, mine = timm.create_model(timms), zoo.create(ours)
     fill_module(peer)
-    mine.load_state_dict(peer.state_dict())
+    load_into(mine, peer.state_dict(), zoo.paper(zoo.split(ours)[0]).FORMATS["timm"])
     return mine, peer
 
 
@@ -128,7 +129,8 @@ def outputs(out: Any) -> list[Tensor]:
     """The tensors that are compared: logits, or logits and boxes."""
     if isinstance(out, Tensor):
         return [out]
-    return [out.logits, out.boxes if hasattr(out, "boxes") else out.pred_boxes]
+    boxes = getattr(out, "boxes", getattr(out, "pred_boxes", None))
+    return [out.logits] if boxes is None else [out.logits, boxes]
 
 
 def same(title: str, mine: list[Tensor], peers: list[Tensor]) -> None:
@@ -164,6 +166,7 @@ def classifiers(title: str, ours: str, timms: str, rounds: int) -> Iterator[Row]
     generator = torch.Generator().manual_seed(0)
     yield from inference(title, mine, peer, "timm", [torch.randn(b, 3, 224, 224, generator=generator) for b in (1, 8)], rounds)
     pixels, labels = torch.randn(8, 3, 224, 224, generator=generator), torch.arange(8)
+    yield features(title, mine, peer, pixels, rounds)
     objective = zoo.paper(zoo.split(ours)[0]).objective(mine)
     batch = Batch(images_of(pixels), tuple(Classes(label[None]) for label in labels), tuple("abcdefgh"))
     steps = {
@@ -171,6 +174,19 @@ def classifiers(title: str, ours: str, timms: str, rounds: int) -> Iterator[Row]
         "ours": (mine, lambda: torch.stack(list(objective(batch, Progress(0, 0, 1, 1)).values())).sum()),
     }
     yield training(f"{title}, batch 8, 224x224", steps, "timm", 1e-5, rounds)
+
+
+def features(title: str, mine: Any, peer: Any, pixels: Tensor, rounds: int) -> Row:
+    """The vectors before the head, as a probe takes them: `embed` against timm's features and pooling."""
+    with torch.inference_mode():
+        ways = {
+            "ours": lambda: mine.embed(pixels),
+            "peer": lambda: peer.forward_head(peer.forward_features(pixels), pre_logits=True),
+        }
+        same(title, [ways["ours"]()], [ways["peer"]()])
+        found = medians(ways, rounds)
+    rate = f"{1000 * len(pixels) / found['ours']:.0f} images/s"
+    return row(f"{title}, batch {len(pixels)}, 224x224, features ({rate})", found["ours"], found["peer"], "timm")
 
 
 def detection(rounds: int) -> Iterator[Row]:
@@ -209,6 +225,10 @@ def run(rounds: int = ROUNDS, show: Callable[[Row], Any] = lambda row: None) -> 
     cases: list[Callable[[], Iterator[Row]]] = [
         lambda: classifiers("ResNet-50", "resnet/50", "resnet50", rounds),
         lambda: classifiers("ViT-B/16", "vit/b16", "vit_base_patch16_224", rounds),
+        lambda: classifiers("VGG-16", "vgg/16", "vgg16", rounds),
+        lambda: classifiers("EfficientNet-B0", "efficientnet/b0", "efficientnet_b0", rounds),
+        lambda: classifiers("Mixer-B/16", "mixer/b16", "mixer_b16_224", rounds),
+        lambda: classifiers("DeiT-S", "deit/s", "deit_small_patch16_224", rounds),
         lambda: detection(rounds),
     ]
     rows: list[Row] = []

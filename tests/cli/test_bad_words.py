@@ -21,7 +21,7 @@ from opticus.cli.main import main
 # words -> exit code, part of the sentence. {run} a trained run, {pic} a picture, {coco} a data set, {block} a path below a file
 WRONG: list[tuple[str, int, str]] = [
     ("trian", 2, "unknown verb 'trian'; did you mean 'train'?"),
-    ("frobnicate", 2, "unknown verb 'frobnicate'; known: train, val"),
+    ("xyzzyplugh", 2, "unknown verb 'xyzzyplugh'; known: train, val"),
     # train
     ("train", 2, "needs MODEL and data="),
     ("train lenet/5", 2, "needs MODEL and data="),

@@ -37,9 +37,10 @@ def test_every_verb_has_help(cli: Any, verb: str) -> None:
 
 def test_the_settings_that_help_names_exist(cli: Any) -> None:
     from opticus.cli.main import SETTINGS
+    from opticus.verbs.teach import SETTINGS as TEACHING
     from opticus.verbs.train import OPTIM_FIELDS, RECIPE_FIELDS
 
-    assert set(SETTINGS) - {"weights"} <= OPTIM_FIELDS | RECIPE_FIELDS
+    assert set(SETTINGS) - {"weights"} <= OPTIM_FIELDS | RECIPE_FIELDS | set(TEACHING)
     assert all(name in cli("train", "--help").out for name in SETTINGS)
 
 
