@@ -140,6 +140,8 @@ class Recipe:
     note: str = ""  # where the figures come from, what was published, whether it was run
 
     def __post_init__(self) -> None:
+        if isinstance(self.unfreeze, (int, float)):  # one share may be given as a number
+            object.__setattr__(self, "unfreeze", (float(self.unfreeze),))
         check_types(self)
         least = {"batch": 1, "accumulate": 1, "save_every": 1, "log_every": 1, "patience": 1, "workers": 0, "evaluate_every": 0}
         check_ranges(self, {name: (low, math.inf) for name, low in least.items()})
