@@ -113,6 +113,7 @@ class AlexNet(nn.Module):
         self.norm = LocalNorm() if first else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
         self.drop5, self.drop6, self.drop7 = (nn.Dropout(config.dropout if here else 0.0) for here in (not first, True, first))
+        self.reach = kernel - 2 * pad - stride  # pixels that conv1 needs beyond a multiple of its stride
         self.strides = (stride, 2 * stride, 4 * stride)
         self.widths = (one, two, five)
         for name, module in self.named_children():
@@ -128,8 +129,7 @@ class AlexNet(nn.Module):
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> list[Tensor]:
         """The outputs of conv1, conv2 and conv5, fine to coarse; borders as said under *Differs*."""
-        kernel, stride, pad = self.conv1.kernel_size[0], self.conv1.stride[0], int(self.conv1.padding[0])
-        bottom, right = (stride * (-(-side // stride) - 1) + kernel - 2 * pad - side for side in pixels.shape[2:])
+        bottom, right = (-side % self.strides[0] + self.reach for side in pixels.shape[2:])
         return self._maps(F.pad(pixels, (0, right, 0, bottom)), _pool_all)
 
     def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
