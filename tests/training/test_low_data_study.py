@@ -16,7 +16,7 @@ from opticus.structures import TrainError, UsageError
 def found(undistilled: tuple[float, ...], hard: tuple[float, ...], soft: tuple[float, ...]) -> Study:
     values = {"undistilled": undistilled, "hard": hard, "soft": soft}
     rows = tuple(Row(arm, seed, value, None) for arm, row in values.items() for seed, value in enumerate(row))
-    return Study(Path("x"), "deit/tiny", "crops", 20, 100, 0.9, rows)
+    return Study(Path("x"), "deit/tiny", "crops", 20, 100, "resnet/tiny", 0.9, rows)
 
 
 def test_the_verdict_is_computed_from_the_figures() -> None:
@@ -34,6 +34,7 @@ def test_it_trains_what_is_missing_and_nothing_twice(tmp_path: Path, monkeypatch
     out = tmp_path / "study"
     words = {"seeds": (0,), "teacher": teacher, "model": "deit/tiny", "data": "digits"}
     first = study(out, steps=2, per_class=2, **words)
+    assert first.professor == "lenet/5" and "teacher lenet/5, trained on all of them" in first.text()
     assert [row.arm for row in first.rows] == ["undistilled", "hard", "soft"]
     assert first.rows[0].cosines is None
     assert first.rows[1].cosines is not None and set(first.rows[1].cosines) >= {"tokens", "input", "block 1", "output"}

@@ -27,9 +27,7 @@ def default(model: str, data: Dataset) -> Recipe:
 def tiny(model: str, data: Dataset) -> Recipe:
     """Digits in colour or grey: mirroring would change a digit's class and is left out."""
     if data[0].picture.pixels.shape[2] == 1:
-        return replace(
-            vit.digits(model), changes={"patch": 8}, steps=1500, evaluate_every=500, note="one minute and a half on one core"
-        )
+        return replace(vit.digits(model), changes={"patch": 8}, steps=1500, evaluate_every=500, note="two minutes on one core")
     return Recipe(
         model,
         "crops",

@@ -80,6 +80,7 @@ class Study:
     data: str
     per_class: int
     steps: int
+    professor: str
     teacher: float
     rows: tuple[Row, ...]
 
@@ -101,7 +102,7 @@ class Study:
             "per_class": self.per_class,
             "steps": self.steps,
             "student": self.student,
-            "teacher": TEACHER,
+            "teacher": self.professor,
         }
         return {**settings, "teacher_top1": self.teacher, "arms": arms, "gains": gains, "verdict": self.verdict(), "rows": rows}
 
@@ -128,9 +129,7 @@ class Study:
         for arm in ARMS:
             values = self.of(arm)
             lines.append(f"| {arm} | {' | '.join(f'{v:.3f}' for v in values)} | {statistics.fmean(values):.3f} |")
-        what = (
-            f"{self.student} with {self.per_class} pictures a class, {self.steps} steps; teacher {TEACHER}, trained on all of them"
-        )
+        what = f"{self.student} with {self.per_class} pictures a class, {self.steps} steps; teacher {self.professor}, trained on all of them"
         return "\n".join([f"{what}: {self.teacher:.3f}", "", *lines, "", *(f"- {line}" for line in self.verdict())])
 
 
@@ -157,7 +156,8 @@ def study(
     professor = teacher or out / "teacher"
     if teacher is None:
         _trained(professor, None, TEACHER, data, {})
-    known = score(load(professor, quiet=True), test, "test").values["top1"]
+    wise = load(professor, quiet=True)
+    known = score(wise, test, "test").values["top1"]
     rows: list[Row] = []
     for seed in seeds:
         pictures = Samples(few(learned, per_class, seed), names=learned.names)
@@ -170,7 +170,7 @@ def study(
                 found = load(folder / "weights" / "last.safetensors", quiet=True)
                 report_of(folder, found, score(found, test, "test", keep=64), test, recipe, steps=steps)
             rows.append(Row(arm, seed, _top1(folder), _cosines(folder)))
-    done = Study(out, model, data, per_class, steps, known, tuple(rows))
+    done = Study(out, model, data, per_class, steps, wise.card.name, known, tuple(rows))
     write_text(out / "study.json", json.dumps(done.to_json(), indent=1))
     write_text(out / "study.md", done.text() + "\n")
     return done
