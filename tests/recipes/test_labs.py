@@ -177,13 +177,12 @@ def test_ways_of_halving(arm: str) -> None:
         torch.testing.assert_close(constant, torch.full((1, 3, 4, 4), 2.5))
 
 
-def test_a_probe_leaves_its_encoder_as_it_is() -> None:
-    encoder = small_data.fresh()
-    before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    probe = small_data.Probe(encoder, 5)
-    data = lab.pictures("crops", "train", 12, classes=range(5), side=16)
-    lab.learn(probe, data, steps=3)
-    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+def test_a_frozen_network_stays_as_it_is() -> None:
+    network = small_data.fresh()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    data = lab.pictures("digits", "train", 60, classes=range(5), side=14)
+    assert small_data.probed(network, data, data) > 0.9  # 64 features separate 60 pictures
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_usage_errors_are_of_the_right_kind() -> None:

@@ -73,7 +73,7 @@ class Check:
     def __str__(self) -> str:
         side = f"{'above' if self.above else 'below'} {self.bound:g}"
         verdict = "holds" if self.holds else "does not hold"
-        return f"{self.what}: {self.value:.3f} (95 % interval {self.low:.3f} to {self.high:.3f}); claimed {side}: {verdict}"
+        return f"{self.what}: {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}); claimed {side}: {verdict}"
 
 
 @dataclass(frozen=True)

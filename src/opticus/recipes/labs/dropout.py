@@ -15,11 +15,11 @@ from opticus.training.recipe import Optim
 CLAIM = "Dropout narrows the gap between the accuracy on the training pictures and on others."
 SETUP = (
     "The fully connected network of the dropout paper's MNIST experiments, smaller (784-512-512-10, ReLU; 20 % of the inputs and 50 % of the "
-    "hidden units dropped), on 130 handwritten digits, other ones for every seed; 500 test pictures."
+    "hidden units dropped), on 60 handwritten digits, other ones for every seed; 500 test pictures."
 )
 VERSION = 1
-SEEDS = 8
-STEPS, TRAIN = 500, 130
+SEEDS = 16
+STEPS, TRAIN = 300, 60
 ARMS = ("without dropout", "with dropout")
 
 
@@ -45,7 +45,7 @@ def measure(cell: Cell, folder: Any) -> dict[str, Any]:
     """Accuracy on the training and the test pictures, without dropping anything, and their gap."""
     torch.manual_seed(cell["seed"])
     network = Perceptron(inputs=0.2, hidden=0.5) if cell["arm"] == ARMS[1] else Perceptron(inputs=0.0, hidden=0.0)
-    data = pictures("digits", "train", cell["train"], skip=cell["seed"] % 8 * cell["train"])
+    data = pictures("digits", "train", cell["train"], skip=cell["seed"] % 18 * cell["train"])
     learn(network, data, steps=cell["steps"], batch=50, seed=cell["seed"], rule=Optim("adamw", lr=1e-3, weight_decay=0.0))
     train, test = accuracy(network, data), accuracy(network, pictures("digits", "test", 500))
     return {"train": train, "test": test, "gap": train - test}
@@ -62,5 +62,5 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
     for axes, key, title in ((left, "train", "training accuracy"), (middle, "test", "test accuracy"), (right, "gap", "gap")):
         bars(axes, rows, ARMS, key)
         dress(axes, title, "", "", legend=False)
-    left.set_ylim(0.5, 1.01)
-    middle.set_ylim(0.5, 1.01)
+    left.set_ylim(0, 1.02)
+    middle.set_ylim(0, 1.02)

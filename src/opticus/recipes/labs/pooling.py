@@ -132,5 +132,5 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
     left.set_ylim(None, 1.01)
     dress(left, "same answer after a shift", "shift in pixels", "consistency")
     bars(right, rows, ARMS, "accuracy")
-    right.set_ylim(0.5, 1.01)
+    right.set_ylim(0, 1.02)
     dress(right, "centred test pictures", "", "accuracy", legend=False)
