@@ -32,7 +32,7 @@ def tiny(model: str, data: Dataset) -> Recipe:
         average=0.98,
         evaluate_every=300,
         workers=1,
-        note="two minutes on one core",
+        note="two minutes on two cores",
     )
 
 
