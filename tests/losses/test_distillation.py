@@ -176,7 +176,7 @@ def test_bad_settings_are_named() -> None:
             check(**{"kind": "hard", "temperature": 3.0, "share": 0.5, **settings})
     with pytest.raises(UsageError, match="temperature must be greater than 0"):
         Distilled(base, teacher, temperature=-1.0)
-    with pytest.raises(CapabilityError, match="needs logits"):
+    with pytest.raises(CapabilityError, match="classifier's logits"):
         logits_of([1, 2])
 
 
