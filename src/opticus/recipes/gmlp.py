@@ -28,7 +28,7 @@ def tiny(model: str, data: Dataset) -> Recipe:
         transforms=(
             Resize((32, 32)),
             Affine(degrees=10, translate=(0.06, 0.06), scale=(0.85, 1.15), fill=0 if grey else 114),
-            ColourJitter(0.3, 0.3, 0.3, 0.0 if grey else 0.3),
+            ColourJitter(0.3, 0.3, 0.3),
         ),
         batch=64,
         steps=1800,
