@@ -23,19 +23,20 @@ class Budget:
 
     def __init__(self, stop: float) -> None:
         self.left = stop - time.monotonic()
+        self.told = False
 
     def __enter__(self) -> None:
         if self.left != float("inf"):
             signal.signal(signal.SIGALRM, self.end)
-            signal.setitimer(signal.ITIMER_REAL, max(self.left, 0.01))
+            signal.setitimer(signal.ITIMER_REAL, max(self.left, 0.01), 0.1)  # again, until the loop is there to hear it
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    @staticmethod
-    def end(*_: object) -> None:
-        """Only the training loop handles SIGTERM; outside it nothing is interrupted."""
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    def end(self, *_: object) -> None:
+        """Only the training loop handles SIGTERM, and once is enough; outside it nothing is interrupted."""
+        if not self.told and signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+            self.told = True
             os.kill(os.getpid(), signal.SIGTERM)
 
 
