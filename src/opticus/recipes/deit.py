@@ -28,9 +28,7 @@ def tiny(model: str, data: Dataset) -> Recipe:
     """Digits in colour or grey: mirroring would change a digit's class and is left out."""
     if data[0].picture.pixels.shape[2] == 1:
         return replace(vit.digits(model), changes={"patch": 8}, steps=1500, evaluate_every=500, note="two minutes on one core")
-    note = (
-        "not run for DeiT: five minutes on one core, nothing is learned before step 500; steps three times as large learn nothing"
-    )
+    note = "the recipe of vit/tiny, not run for DeiT: five minutes on one core"
     return replace(vit.crops(model), note=note)
 
 
