@@ -118,7 +118,7 @@ def trained(row: Row, stop: float) -> Path | None:
         return folder if fresh(folder) else None
     print(f"{row.name}: {'from the start' if done is None else f'from step {done}'}, of {recipe.steps}", file=sys.stderr)
     run_until(stop, row.model, row.data, folder, default(row.model, open_data(row.data, "train")), open_data(row.data, "test"))
-    return folder
+    return folder if fresh(folder) else None
 
 
 def recipe_of(row: Row) -> Recipe:

@@ -51,6 +51,8 @@ def run_until(stop: float, model: str, data: str, folder: Path, recipe: Recipe, 
     except KeyboardInterrupt:
         if time.monotonic() < stop:
             raise
+        if steps_of(folder) is None:  # the budget ended while a part was trained first
+            return
         reached = score(load(folder / "weights" / "last.safetensors", quiet=True), scored, "test", quiet=False)
         keep_passport(folder, reached)
 

@@ -114,6 +114,7 @@ class Recipe:
     model: str
     data: str
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])  # overrides of the model's Config
+    pretrain: Mapping[str, Recipe] = field(default_factory=dict[str, "Recipe"])  # parts that are trained first, and how
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])  # keywords of the paper's `objective`
     transforms: tuple[Any, ...] = ()
     batch: int = 16

@@ -31,6 +31,7 @@ from opticus.training.state import process_info
 from opticus.verbs.evaluate import Evaluation, headline_of, label_map, score
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
 from opticus.verbs.parts import load_part
+from opticus.verbs.pretrain import pretrain
 from opticus.verbs.report import report_of
 from opticus.verbs.teach import SETTINGS as TEACHING
 from opticus.verbs.teach import Teaching
@@ -98,7 +99,7 @@ def train(
     `recipe` is a Recipe or makes one for a model's name and its data (the public verb passes the paper's default); `overrides`
     change its fields (`epochs=5`, `batch=32`, `lr=1e-3`, `freeze=-1`,
     `transforms=...`, `options={...}` for the objective) or the model's Config (`classes=`, `backbone=`). `weights=` starts from a
-    trained network, `backbone_weights=` (any part's name) fills that part alone. `resume=True` goes on in
+    trained network, `backbone_weights=` (any part's name) fills that part alone; either replaces the recipe's `pretrain`. `resume=True` goes on in
     `out`, `resume="runs/x"` takes everything from that folder. `on_bad` is "raise" or "quarantine".
     `teacher` (a run folder, "resnet/50:imagenet1k_v1", a weights file or a model object) distils a classifier: `distill="hard"` or
     `"soft"` with `temperature=3.0`, `share=0.5` of the loss; its classes are matched by name (`losses.distillation.Distilled`).
@@ -129,6 +130,9 @@ def train(
     folder = Path(out) if out is not None else Path("runs") / card.task / name.replace("/", "-")
     _check_folder(folder, resuming)
     _check_device(recipe.device)
+    given = {"weights", *(f"{part}_weights" for part in recipe.pretrain)} & asked.keys()
+    for part, first in recipe.pretrain.items() if isinstance(model, str) and not resuming and not given else ():
+        pretrain(network, part, first, folder / "pretrained" / part, train, quiet=quiet)
     torch.manual_seed(recipe.seed)
     objective = _objective(name, network, recipe.options, opened.train)
     if teaching is not None:

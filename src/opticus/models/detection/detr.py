@@ -11,6 +11,7 @@ network, freezes the backbone's first layers; results are clipped to the picture
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -298,20 +299,18 @@ def _match(
     logits: Tensor, boxes: Tensor, truth: Sequence[Objects], l1_weight: float, giou_weight: float
 ) -> tuple[Tensor, Tensor, Objects]:
     """Picture and query of every matched answer, (M,) each, and what it should have been."""
-    image: list[Tensor] = []
-    query: list[Tensor] = []
-    labels: list[Tensor] = []
-    wanted: list[Tensor] = []
-    with torch.no_grad():
-        probs = logits.softmax(-1)
-        for i, t in enumerate(truth):
-            cost = detection_cost(probs[i], boxes[i], t.labels, t.boxes, l1_weight=l1_weight, giou_weight=giou_weight)
-            pairs = assign(cost)
-            image.append(torch.full_like(pairs.queries, i))
-            query.append(pairs.queries)
-            labels.append(t.labels[pairs.objects])
-            wanted.append(t.boxes[pairs.objects])
-    return torch.cat(image), torch.cat(query), Objects(torch.cat(wanted), torch.cat(labels))
+    with torch.no_grad():  # one table of costs for the whole batch: a picture's objects are its own columns
+        wanted = Objects(torch.cat([t.boxes for t in truth]), torch.cat([t.labels for t in truth]))
+        probs, answers = logits.softmax(-1).flatten(0, 1), boxes.flatten(0, 1)
+        cost = detection_cost(probs, answers, wanted.labels, wanted.boxes, l1_weight=l1_weight, giou_weight=giou_weight)
+        counts = [len(t.labels) for t in truth]
+        tables = cost.cpu().unflatten(0, logits.shape[:2]).split(counts, -1)
+        pairs = [assign(table[i]) for i, table in enumerate(tables)]
+        image = torch.cat([torch.full_like(pair.queries, i) for i, pair in enumerate(pairs)]).to(boxes.device)
+        query = torch.cat([pair.queries for pair in pairs]).to(boxes.device)
+        begins = itertools.accumulate(counts, initial=0)
+        picked = torch.cat([pair.objects + begin for pair, begin in zip(pairs, begins)]).to(boxes.device)
+    return image, query, Objects(wanted.boxes[picked], wanted.labels[picked])
 
 
 def _truth(batch: Batch, images: Images, out: Answers) -> list[Objects]:
@@ -341,7 +340,7 @@ VARIANTS: dict[str, Config] = {
         encoder=2,
         decoder=3,
         hidden=256,
-        queries=20,
+        queries=12,
         dropout=0.0,
         side=128,
     ),
