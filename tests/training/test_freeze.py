@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from torch import nn
 
 import opticus
-from opticus.structures import UsageError, WeightsError
+from opticus.structures import TrainError, UsageError, WeightsError
 from opticus.training import optim
 from opticus.training.freeze import Freezer, layer_factors, units
 from opticus.training.recipe import Optim, Recipe
 from opticus.training.state import load_state
+from opticus.transforms.geometry import Resize
 from opticus.verbs.verify import differences
 
 SHORT: dict[str, Any] = {
@@ -141,3 +144,40 @@ def test_a_part_starts_from_trained_weights(tmp_path: Path, capsys: pytest.Captu
         opticus.train("detr/tiny", "scenes", out=tmp_path / "bad", **SHORT, backbone_weights=other.out)
     with pytest.raises(UsageError, match="is not a part"):
         opticus.train("detr/tiny", "scenes", out=tmp_path / "worse", **SHORT, heads_weights=tmp_path / "cls")
+
+
+def test_a_recipe_trains_a_part_first(tmp_path: Path) -> None:
+    first = Recipe("resnet/18", "crops", transforms=(Resize((40, 40)),), batch=8, steps=2, evaluate_every=0)
+    whole = Recipe(
+        "detr/tiny", "scenes", pretrain={"backbone": first}, batch=2, steps=1, optim={"all": Optim(lr=0.0, weight_decay=0)}
+    )
+    short: dict[str, Any] = {"test": False, "quiet": True, "evaluate_every": 0}
+    run = opticus.train("detr/tiny", "scenes", recipe=whole, out=tmp_path / "run", **short)
+    part: Any = opticus.load(tmp_path / "run" / "pretrained" / "backbone")
+    trained: Any = run.model.get_submodule("backbone")
+    for key, value in trained.named_parameters():
+        assert torch.equal(value, part.get_parameter(key)), key
+    assert part.prepare.resize == "none"
+    assert run.model.card.provenance["backbone_weights"] == "resnet/18 trained on crops"
+    opticus.train("detr/tiny", "scenes", out=tmp_path / "run", recipe=whole, resume=True, **{**short, "steps": 2})
+    again = (tmp_path / "run" / "pretrained" / "backbone" / "results.csv").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "run" / "state")
+    shutil.rmtree(tmp_path / "run" / "weights")
+    opticus.train("detr/tiny", "scenes", out=tmp_path / "run", recipe=whole, **short)  # the finished part is used as it is
+    assert (tmp_path / "run" / "pretrained" / "backbone" / "results.csv").stat().st_mtime_ns == again
+    shutil.rmtree(tmp_path / "run" / "weights")
+    shutil.rmtree(tmp_path / "run" / "state")
+    other = replace(whole, pretrain={"backbone": replace(first, steps=1)})
+    with pytest.raises(TrainError, match="trained by another recipe"):
+        opticus.train("detr/tiny", "scenes", recipe=other, out=tmp_path / "run", **short)
+    given = opticus.train(
+        "detr/tiny", "scenes", recipe=whole, out=tmp_path / "given", backbone_weights=part_folder(tmp_path), **short
+    )
+    assert not (given.out / "pretrained").exists()
+    wrong = replace(whole, pretrain={"heads": first})
+    with pytest.raises(UsageError, match="heads is not a part"):
+        opticus.train("detr/tiny", "scenes", recipe=wrong, out=tmp_path / "wrong", **short)
+
+
+def part_folder(folder: Path) -> Path:
+    return folder / "run" / "pretrained" / "backbone"

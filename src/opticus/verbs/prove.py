@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from opticus.ops import boxes as box_ops
-from opticus.ops import iou, keypoints, masks, nms, resample, roi
+from opticus.ops import deform, iou, keypoints, masks, nms, resample, roi
 from opticus.ops.twins import boxes as box_twins
+from opticus.ops.twins import deform as deform_twins
 from opticus.ops.twins import maps as map_twins
 from opticus.ops.twins import roi as roi_twins
 from opticus.structures import UnknownNameError, UsageError
@@ -158,6 +159,24 @@ def _pool(rng: Rng, hard: bool) -> float:
     return _gap(ours, np.reshape(np.array(twins), ours.shape))
 
 
+def _deform(rng: Rng, hard: bool) -> float:
+    groups, shares = (int(rng.choice([1, 2])) for _ in range(2))
+    rows, columns = (int(v) for v in rng.integers(1, 4, 2))
+    stride, padding, dilation = int(rng.integers(1, 3)), int(rng.integers(0, 3)), int(rng.integers(1, 3))
+    sides = [int(rng.integers(1, 4)) + dilation * (k - 1) for k in (rows, columns)]
+    h, w = ((side + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for side, k in zip(sides, (rows, columns), strict=True))
+    x, weight = rng.standard_normal((1, 4, *sides)), rng.standard_normal((4, 4 // shares, rows, columns))
+    draw = (2 * groups * rows * columns, h, w)
+    offsets = rng.integers(-4, 5, draw) / 2 if hard else rng.uniform(-3, 3, draw)  # halves and whole pixels, far outside too
+    modulation = rng.random((groups * rows * columns, h, w))
+    parts = (torch.from_numpy(v) for v in (x, offsets[None], weight))
+    settings = (stride, padding, dilation)
+    ours = deform.deform_conv(
+        *parts, None, torch.from_numpy(modulation)[None], stride=stride, padding=padding, dilation=dilation
+    )  # fmt: skip
+    return _gap(ours[0], deform_twins.deform_conv(x[0], offsets, weight, modulation, *settings))
+
+
 def _runs(rng: Rng, hard: bool) -> float:
     count, height, width = int(rng.integers(0, 4)), int(rng.integers(1, 9)), int(rng.integers(1, 40 if hard else 9))
     on = rng.random((count, height, width)) < (rng.choice([0.0, 0.02, 0.98, 1.0]) if hard else 0.5)
@@ -236,6 +255,7 @@ CLAIMS: dict[str, Claim] = {
     "box_coder": Claim("dx = (xb - xa) / wa, dw = log(wb / wa), times weights; decode cuts dw at log(1000/16)", 1e-12, _coder),
     "roi_align": Claim("mean over a regular grid of samples per bin; a sample beyond [-1, H] is 0", 1e-12, _align),
     "roi_pool": Claim("maximum over floor(p b) .. ceil((p + 1) b) of the region rounded to pixels; empty bins 0", 0.0, _pool),
+    "deform_conv": Claim("sum_k w_k m_k(p) x(p + k + offset_k(p)), x bilinear, 0 outside the map", 1e-11, _deform),
     "rle": Claim("column-major run lengths, background first, differences to the run two before in base 32", 0.0, _runs),
     "mask_boxes": Claim("(min x, min y, max x + 1, max y + 1) over the object's pixels", 0.0, _mask_boxes),
     "bilinear": Claim("sum over the 4 pixels around p of (1 - |dx|)(1 - |dy|) v, pixel centres at +0.5", 1e-12, _bilinear),
