@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from opticus.cli.anchors import Anchors
 from opticus.cli.compare_models import CompareModels
 from opticus.cli.explain import Explain
 from opticus.cli.lab import Lab
@@ -390,6 +391,7 @@ COMMANDS: dict[str, Any] = {
     "identify": Identify,
     "probe": Probe,
     "transfer-curve": TransferCurve,
+    "anchors": Anchors,
     "doctor": Doctor,
     "report": Report,
     "compare": Compare,
