@@ -13,6 +13,7 @@ from opticus.cli.compare_models import CompareModels
 from opticus.cli.explain import Explain
 from opticus.cli.lab import Lab
 from opticus.cli.probe import Probe, TransferCurve
+from opticus.cli.proposals import Proposals
 from opticus.structures.errors import DataError, UsageError
 
 Device = str
@@ -392,6 +393,7 @@ COMMANDS: dict[str, Any] = {
     "probe": Probe,
     "transfer-curve": TransferCurve,
     "anchors": Anchors,
+    "proposals": Proposals,
     "doctor": Doctor,
     "report": Report,
     "compare": Compare,

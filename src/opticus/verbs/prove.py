@@ -169,10 +169,10 @@ def _deform(rng: Rng, hard: bool) -> float:
     draw = (2 * groups * rows * columns, h, w)
     offsets = rng.integers(-4, 5, draw) / 2 if hard else rng.uniform(-3, 3, draw)  # halves and whole pixels, far outside too
     modulation = rng.random((groups * rows * columns, h, w))
-    parts = (torch.from_numpy(v) for v in (x, offsets[None], weight))
     settings = (stride, padding, dilation)
     ours = deform.deform_conv(
-        *parts, None, torch.from_numpy(modulation)[None], stride=stride, padding=padding, dilation=dilation
+        torch.from_numpy(x), torch.from_numpy(offsets[None]), torch.from_numpy(weight), None, torch.from_numpy(modulation)[None],
+        stride=stride, padding=padding, dilation=dilation,
     )  # fmt: skip
     return _gap(ours[0], deform_twins.deform_conv(x[0], offsets, weight, modulation, *settings))
 
