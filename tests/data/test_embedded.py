@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from opticus.data.embedded.material import PHOTOGRAPHS, digit_indices
-from opticus.data.embedded.scenes import CONTRAST, KEYPOINTS, SIZE, Scenes, scene
+from opticus.data.embedded.scenes import CHALLENGES, KEYPOINTS, SIZE, Scenes, scene
 from opticus.data.open import open_data
-from opticus.structures import DataError, Instances, UsageError
+from opticus.structures import DataError, Instances, UnknownNameError, UsageError
 
 
 def test_splits_share_no_digit_and_no_photograph():
@@ -75,7 +75,8 @@ def test_scenes_keep_their_promises():
         assert ((k > target.boxes[:, :2]) & (k < target.boxes[:, 2:])).all()
         contrasts.append(_contrast(drawn))
     assert min(shorts) >= 13 and max(shorts) <= 57
-    assert CONTRAST[0] - 0.12 < float(np.quantile(contrasts, 0.02)) and max(contrasts) < CONTRAST[1] + 0.1
+    low, high = CHALLENGES[""].contrast
+    assert low - 0.12 < float(np.quantile(contrasts, 0.02)) and max(contrasts) < high + 0.1
 
 
 def _contrast(drawn):
@@ -86,6 +87,42 @@ def _contrast(drawn):
     inside[y0:y1, x0:x1] = True
     ink = drawn.owner == len(drawn.labels)
     return abs(np.median(luma[ink]) - np.median(luma[inside & ~ink]))
+
+
+def test_harder_scenes_are_harder_in_what_they_say():
+    plain = figures("scenes")
+    found = {kind: figures(f"scenes-{kind}") for kind in CHALLENGES if kind}
+    assert found["small"]["side"] < plain["side"] / 2 and found["crowded"]["objects"] > 2 * plain["objects"]
+    assert found["occluded"]["hidden"] > 2 * plain["hidden"] and found["varied"]["slant"] > 2 * plain["slant"]
+    assert all(found["hard"][key] > plain[key] for key in ("objects", "hidden", "slant")) and found["hard"]["side"] < plain["side"]
+    for kind, challenge in CHALLENGES.items():
+        if kind:  # clutter belongs to nobody: targets are those of digits only
+            data = open_data(f"scenes-{kind}", "val")
+            assert challenge.digits[0] - 3 <= len(data.target_of(0).check(kind)) <= challenge.digits[1]
+            assert torch.equal(data[1].picture.pixels, open_data(f"scenes-{kind}", "val")[1].picture.pixels)
+    assert len({open_data(f"scenes-{kind}").hash for kind in CHALLENGES if kind} | {open_data("scenes").hash}) == 7
+    assert "photograph with" in open_data("scenes-crowded").caption(0)
+    with pytest.raises(UnknownNameError, match="hard"):
+        Scenes("test", challenge="harder")
+
+
+def figures(name):
+    """Means over 60 scenes: objects, shorter side in pixels, share of a digit's box area hidden by others, slant in radians."""
+    data, sides, hidden, slants, count = open_data(name, "test", masks=True, keypoints=True), [], [], [], 0
+    alone = scene(0, "test", 0).owner.shape
+    for i in range(60):
+        target = data.target_of(i)
+        wh = target.boxes[:, 2:] - target.boxes[:, :2]
+        sides += wh.amin(1).tolist()
+        count += len(target)
+        over = torch.zeros(alone, dtype=torch.bool)
+        for k in range(len(target) - 1, -1, -1):  # the last lies on top
+            x0, y0, x1, y1 = target.boxes[k].long().tolist()
+            hidden.append(float(over[y0:y1, x0:x1].float().mean()))
+            over |= target.masks[k]
+        across = target.keypoints[:, 1, :2] - target.keypoints[:, 0, :2]
+        slants += torch.atan2(across[:, 1], across[:, 0]).abs().tolist()
+    return {"objects": count / 60, "side": np.mean(sides), "hidden": np.mean(hidden), "slant": np.mean(slants)}
 
 
 def test_derived_targets_agree():

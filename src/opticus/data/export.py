@@ -49,7 +49,7 @@ def export_data(name: str, format: ExportFormat, folder: str | Path, *, limit: i
     try:
         if final.exists() and any(final.iterdir()):
             raise DataError(f"{final}: the folder is not empty")
-        options: dict[str, Any] = {"masks": True} if name == "scenes" and format == "coco" else {}
+        options: dict[str, Any] = {"masks": True} if name.startswith("scenes") and format == "coco" else {}
         data = [open_data(name, split, on_bad="keep", **options) for split in open_data(name).splits]
         wanted = "detect" if format in ("coco", "voc", "yolo") else "classify"
         if data[0].task != wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,7 +18,8 @@ from opticus.data.subset import Samples, Subset
 from opticus.structures import DataError, Sample, UnknownNameError, UsageError, nearest
 
 OnBad = Literal["raise", "quarantine", "keep"]
-EMBEDDED = ("digits", "scenes", "crops", "textures")
+HARDER = ("small", "crowded", "occluded", "cluttered", "varied", "hard")  # kinds of "scenes"
+EMBEDDED = ("digits", "scenes", "crops", "textures", *(f"scenes-{kind}" for kind in HARDER))
 
 
 class Format(NamedTuple):
@@ -49,7 +51,8 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", a folder, file or archive in a known format, or an iterable of `Sample`;
+    """The data set `source`: "digits", "scenes", "crops", "textures", "scenes-hard", a folder, file or archive in a known
+    format, or an iterable of `Sample`;
     "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?).
 
     `split` is "train", "val" or "test" (with the usual aliases). Annotations are checked (boxes finite, non-empty and inside,
@@ -151,6 +154,7 @@ def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
     from opticus.data.embedded.textures import Textures
 
     makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops, "textures": Textures}
+    makers |= {f"scenes-{kind}": functools.partial(Scenes, challenge=kind) for kind in HARDER}
     splits = ("train", "val", "test")
     if split not in splits:
         raise DataError(f"{name} has the splits {', '.join(splits)}, found {split!r}")

@@ -4,7 +4,8 @@ One scene is a pure function of (seed, VERSION, split, index). Its digits have a
 14..56 px (smaller where they would not fit: longer side at most 112 px), a rotation within 20 degrees, any colour whose
 luminance differs from the background's mean under the digit by 0.2 to 0.8, and pairwise overlaps up to 30 % of the smaller
 box. Later digits lie on top. Boxes are tight around the whole digit; masks hold its visible pixels. The three splits share no
-digit sample and no photograph.
+digit sample and no photograph. `scenes-small`, `-crowded`, `-occluded`, `-cluttered` and `-varied` make one thing harder each
+(scale, number, overlap, things that are no digits, variation within a class); `scenes-hard` makes all of them harder.
 """
 
 from __future__ import annotations
@@ -24,16 +25,12 @@ from torch import Tensor
 
 from opticus.data.embedded.material import MATERIAL, PHOTOGRAPHS, SPLITS, all_digits, digit_indices, glyph, pyramids
 from opticus.data.records import Boxes, digest
-from opticus.structures import DataError, Instances, LabelMap, Panoptic, Sample, Task
+from opticus.structures import DataError, Instances, LabelMap, Panoptic, Sample, Task, UnknownNameError
 
 VERSION = 1
 SIZE = 128
 COUNTS = {"train": 4000, "val": 500, "test": 500}
-MOST = 6  # digits in a scene
-SHORT, LONG = (14.0, 56.0), 112.0  # pixels
-TILT = math.radians(20.0)
-CONTRAST = (0.2, 0.8)
-OVERLAP = 0.3
+LONG = 112.0  # pixels
 KEYPOINTS = ("top_left", "top_right", "bottom_right", "bottom_left", "centre")
 _GLYPH = 80  # px; eight times the padded 10x10 original
 _TRIES = 12
@@ -41,7 +38,34 @@ _NUMBERS = 48  # random numbers reserved for each digit
 _LUMA = np.asarray([0.299, 0.587, 0.114], np.float32)
 # stroke intensity -> opacity: soft edges of the pen, solid strokes; a pixel belongs to the mask from one half on
 _OPACITY = [round(255 * min(max((v / 255 - 0.35) / 0.3, 0.0), 1.0)) for v in range(256)]
-_WORDS = ("no", "a", "two", "three", "four", "five", "six")
+_WORDS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+          "fourteen", "fifteen", "sixteen")  # fmt: skip
+
+
+class Challenge(NamedTuple):
+    """How scenes are drawn: numbers of `digits`, shorter sides `short` px, `tilt` radians, luminance `contrast`, largest `overlap`,
+    `near`, the share of digits that are put beside or on an earlier one, and `clutter` pieces of turned digits on the photograph.
+    """
+
+    number: int
+    digits: tuple[int, int] = (1, 6)
+    short: tuple[float, float] = (14.0, 56.0)
+    tilt: float = math.radians(20.0)
+    contrast: tuple[float, float] = (0.2, 0.8)
+    overlap: float = 0.3
+    near: float = 0.0
+    clutter: int = 0
+
+
+CHALLENGES: dict[str, Challenge] = {
+    "": Challenge(0),
+    "small": Challenge(1, short=(6.0, 16.0)),
+    "crowded": Challenge(2, digits=(8, 16), short=(10.0, 28.0)),
+    "occluded": Challenge(3, digits=(3, 8), short=(18.0, 48.0), overlap=0.65, near=0.7),
+    "cluttered": Challenge(4, clutter=14),
+    "varied": Challenge(5, tilt=math.radians(60.0), contrast=(0.08, 0.9)),
+    "hard": Challenge(6, (6, 14), (8.0, 32.0), math.radians(40.0), (0.1, 0.9), 0.5, 0.4, 8),
+}
 
 
 class Scene(NamedTuple):
@@ -77,16 +101,27 @@ class Scenes:
     boxes: Boxes | None = None
 
     def __init__(
-        self, split: str = "train", *, count: int | None = None, seed: int = 0, masks: bool = False, keypoints: bool = False
+        self,
+        split: str = "train",
+        *,
+        challenge: str = "",
+        count: int | None = None,
+        seed: int = 0,
+        masks: bool = False,
+        keypoints: bool = False,
     ) -> None:
         if split not in COUNTS:
             raise DataError(f"scenes has the splits {', '.join(COUNTS)}, found {split!r}")
+        if challenge not in CHALLENGES:
+            raise UnknownNameError("challenge of scenes", challenge, CHALLENGES)
+        self.challenge = challenge
         self.split = split
         self.seed = seed
         self.count = COUNTS[split] if count is None else count
         self.masks = masks
         self.keypoints = keypoints
-        self.hash = digest(f"scenes {VERSION} {MATERIAL} {seed} {split} {self.count} {PHOTOGRAPHS[split]}")
+        kind = f"scenes-{challenge}" if challenge else "scenes"
+        self.hash = digest(f"{kind} {VERSION} {MATERIAL} {seed} {split} {self.count} {PHOTOGRAPHS[split]}")
 
     def __len__(self) -> int:
         return self.count
@@ -114,7 +149,7 @@ class Scenes:
 
     def draw(self, index: int) -> Scene:
         """Scene `index` with all that is known about it."""
-        return scene(self.seed, self.split, index)
+        return scene(self.seed, self.split, index, CHALLENGES[self.challenge])
 
     def semantic(self, index: int) -> LabelMap:
         """Class of every pixel: 0 background, 1 + digit where a digit is visible."""
@@ -166,21 +201,28 @@ class Scenes:
         )
 
 
-def scene(seed: int, split: str, index: int) -> Scene:
+def scene(seed: int, split: str, index: int, look: Challenge = CHALLENGES[""]) -> Scene:
     """Draw scene `index` of `split`: the same arguments always give the same scene."""
-    u = _uniforms(seed, split, index)
+    fewest, most = look.digits
+    u = _uniforms(seed, split, index, look)
     photograph, pixels = _background(split, u[:8])
     rows = digit_indices(split)
     owner = np.zeros((SIZE, SIZE), np.uint8)
     plans: list[_Plan] = []
     boxes: list[tuple[int, int, int, int]] = []
     corners: list[npt.NDArray[np.float32]] = []
-    for k in range(1 + int(u[7] * MOST)):
+    for k in range(most, most + look.clutter):
         draws = u[8 + k * _NUMBERS : 8 + (k + 1) * _NUMBERS]
-        plan = _placed(int(rows[int(draws[0] * len(rows))]), draws, plans)
+        turned = look._replace(tilt=math.pi, overlap=1.0, near=0.0)
+        piece = _placed(int(rows[int(draws[0] * len(rows))]), draws, [], turned)
+        if piece is not None:
+            _paint(pixels, np.zeros_like(owner), piece, 1, draws, look, half=True)
+    for k in range(fewest + int(u[7] * (most - fewest + 1))):
+        draws = u[8 + k * _NUMBERS : 8 + (k + 1) * _NUMBERS]
+        plan = _placed(int(rows[int(draws[0] * len(rows))]), draws, plans, look)
         if plan is None:
             continue
-        box, points = _paint(pixels, owner, plan, len(plans) + 1, draws)
+        box, points = _paint(pixels, owner, plan, len(plans) + 1, draws, look)
         plans.append(plan)
         boxes.append(box)
         corners.append(points)
@@ -188,10 +230,10 @@ def scene(seed: int, split: str, index: int) -> Scene:
     return Scene(pixels, owner, np.asarray(boxes, np.float32), all_digits()[1][used], np.stack(corners), used, photograph)
 
 
-def _uniforms(seed: int, split: str, index: int) -> list[float]:
+def _uniforms(seed: int, split: str, index: int, look: Challenge) -> list[float]:
     """Doubles in [0, 1) from Philox's raw output, which no numpy version changes."""
-    key = ((seed & 0xFFFFFFFF) << 32) | (VERSION << 8) | SPLITS.index(split)
-    raw = np.random.Philox(key=key, counter=[0, 0, index, 0]).random_raw(8 + MOST * _NUMBERS)
+    key = ((seed & 0xFFFFFFFF) << 32) | (look.number << 16) | (VERSION << 8) | SPLITS.index(split)
+    raw = np.random.Philox(key=key, counter=[0, 0, index, 0]).random_raw(8 + (look.digits[1] + look.clutter) * _NUMBERS)
     return ((raw >> np.uint64(11)) * 2.0**-53).tolist()
 
 
@@ -214,21 +256,26 @@ def _outline(row: int) -> tuple[npt.NDArray[np.float64], tuple[float, float, flo
     return points, (float(first.min()), float(lines[0]), float(last.max()), float(lines[-1] + 1))
 
 
-def _placed(row: int, u: list[float], others: list[_Plan]) -> _Plan | None:
+def _placed(row: int, u: list[float], others: list[_Plan], look: Challenge) -> _Plan | None:
     """A size, angle and place for digit `row` that fits between `others`; smaller if necessary, None if it never fits."""
-    angle = (2 * u[1] - 1) * TILT
+    angle = (2 * u[1] - 1) * look.tilt
     points, _ = _outline(row)
     turned = points @ np.asarray([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     width, height = (turned.max(0) - turned.min(0)).tolist()
-    short = SHORT[0] * (SHORT[1] / SHORT[0]) ** u[2]
+    least, greatest = look.short
+    short = least * (greatest / least) ** u[2]
+    beside = others[int(u[46] * len(others))] if others and u[47] < look.near else None
     for attempt in range(2 * _TRIES):
         if attempt and attempt % _TRIES == 0:
-            short = max(SHORT[0], short * 0.6)
+            short = max(least, short * 0.6)
         scale = min(short / min(width, height), LONG / max(width, height))
         w, h = width * scale, height * scale
         x, y = u[8 + attempt % 20 * 2], u[9 + attempt % 20 * 2]
         left, top = 1 + int(x * (SIZE - 2 - math.ceil(w))), 1 + int(y * (SIZE - 2 - math.ceil(h)))
-        if all(_overlap(left, top, w, h, other) <= OVERLAP for other in others):
+        if beside is not None:  # its middle anywhere in the other's frame, but inside the picture
+            left = min(max(int(beside.left + x * beside.width - w / 2), 1), SIZE - 1 - math.ceil(w))
+            top = min(max(int(beside.top + y * beside.height - h / 2), 1), SIZE - 1 - math.ceil(h))
+        if all(_overlap(left, top, w, h, other) <= look.overlap for other in others):
             return _Plan(row, scale, angle, w, h, left, top)
     return None
 
@@ -240,9 +287,10 @@ def _overlap(left: int, top: int, width: float, height: float, other: _Plan) -> 
 
 
 def _paint(
-    pixels: npt.NDArray[np.uint8], owner: npt.NDArray[np.uint8], plan: _Plan, number: int, u: list[float]
-) -> tuple[tuple[int, int, int, int], npt.NDArray[np.float32]]:
-    """Draw a digit in place; returns its tight box and its keypoints (5, 3)."""
+    pixels: npt.NDArray[np.uint8], owner: npt.NDArray[np.uint8], plan: _Plan, number: int, u: list[float], look: Challenge,
+    half: bool = False,
+) -> tuple[tuple[int, int, int, int], npt.NDArray[np.float32]]:  # fmt: skip
+    """Draw a digit in place, or its upper `half` only; returns its tight box and its keypoints (5, 3)."""
     points, upright = _outline(plan.row)
     cos, sin = math.cos(plan.angle), math.sin(plan.angle)
     turn = np.asarray([[cos, sin], [-sin, cos]])  # row vectors: glyph -> turned
@@ -251,13 +299,17 @@ def _paint(
     back = turn.T / plan.scale
     origin = (shift - 1.0) @ back
     matrix = (back[0, 0], back[1, 0], origin[0], back[0, 1], back[1, 1], origin[1])
-    patch = glyph(plan.row, _GLYPH).transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    whole = glyph(plan.row, _GLYPH)
+    if half:
+        whole = Image.new("L", whole.size)
+        whole.paste(glyph(plan.row, _GLYPH).crop((0, 0, _GLYPH, _GLYPH // 2)))
+    patch = whole.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     alpha = np.asarray(patch.point(_OPACITY))
     left, top = plan.left - 1, plan.top - 1
     area = (slice(top, top + size[1]), slice(left, left + size[0]))
     inside = alpha >= 128
     below = pixels[area].astype(np.float32)
-    colour = _colour(float((below @ _LUMA)[inside].mean()) / 255.0, u)
+    colour = _colour(float((below @ _LUMA)[inside].mean()) / 255.0, u, look.contrast)
     blend = alpha[..., None] * np.float32(1 / 255)
     pixels[area] = (below + (colour - below) * blend + 0.5).astype(np.uint8)
     owner[area][inside] = number
@@ -269,11 +321,11 @@ def _paint(
     return box, np.concatenate([placed, np.full((5, 1), 2.0)], 1).astype(np.float32)
 
 
-def _colour(background: float, u: list[float]) -> npt.NDArray[np.float32]:
-    """A random RGB colour (0..255) whose luminance differs from `background` (0..1) by 0.2 to 0.8."""
+def _colour(background: float, u: list[float], range: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """A random RGB colour (0..255) whose luminance differs from `background` (0..1) by an amount in `range`."""
     up, down = 1.0 - background, background
-    brighter = (u[3] < 0.5 and up >= CONTRAST[0]) or down < CONTRAST[0]
-    contrast = CONTRAST[0] + u[4] * (min(CONTRAST[1], up if brighter else down) - CONTRAST[0])
+    brighter = (u[3] < 0.5 and up >= range[0]) or down < range[0]
+    contrast = range[0] + u[4] * (min(range[1], up if brighter else down) - range[0])
     wanted = background + contrast if brighter else background - contrast
     rgb = np.asarray(u[5:8], np.float32)
     luminance = float(rgb @ _LUMA)
