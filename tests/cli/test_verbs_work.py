@@ -273,3 +273,23 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(COMMANDS["models"], "run", interrupted)
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "opticus: interrupted; what was written is valid\n"
+
+
+def test_val_by_the_rule_of_pascal_voc(cli: Any) -> None:
+    import opticus
+
+    torch.manual_seed(0)
+    opticus.save(opticus.create("centernet/tiny", classes=10), "c.safetensors")
+    common = ("val", "centernet/tiny", "weights=c.safetensors", "data=scenes", "limit=4", "quiet=true", "--json")
+    for rule in ("voc07", "voc10"):
+        found = json.loads(cli(*common, f"metric={rule}", "out=kept").out)
+        assert list(found["values"]) == ["mAP"] and found["protocol"]["metric"] == rule
+        assert json.loads(Path("kept/passport.json").read_text())["protocols"][0]["metric"] == rule
+    assert json.loads(cli(*common, "metric=coco").out)["protocol"]["metric"] == "coco"
+    answer = cli(*common, "metric=voc")
+    assert answer.code == 2 and "did you mean 'voc" in answer.sentence
+
+
+def test_a_protocol_of_detection_is_not_for_classifiers(cli: Any, trained: Path) -> None:
+    answer = cli("val", trained, "data=digits", "limit=4", "metric=voc07")
+    assert answer.code == 2 and "metric=voc07 is a protocol of detection" in answer.sentence

@@ -71,6 +71,7 @@ class Val:
     device: Device | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     limit: int | None = None
+    metric: Literal["coco", "voc07", "voc10"] | None = None  # the protocol of a detector, COCO's if not given
     on_bad: Literal["raise", "quarantine", "keep"] = "raise"
     out: str | None = None  # folder for passport.json
     quiet: bool = False
@@ -86,7 +87,7 @@ class Val:
         model = opticus.load(self.model, self.weights)
         done = opticus.evaluate(
             model, self.data, split=self.split, batch=self.batch, device=self.device, precision=self.precision,
-            limit=self.limit, quiet=self.quiet, on_bad=self.on_bad,
+            limit=self.limit, metric=self.metric, quiet=self.quiet, on_bad=self.on_bad,
         )  # fmt: skip
         if self.out is not None:
             keep_passport(Path(self.out), done)

@@ -15,6 +15,7 @@ from opticus.metrics.detect import CocoDetection
 from opticus.metrics.mistakes import confusion, describe, worst
 from opticus.metrics.multilabel import TagPrecision
 from opticus.metrics.passport import Number, Passport
+from opticus.metrics.voc import VocDetection
 from opticus.plot.figures import read_curves, reliability
 from opticus.plot.report import Pair, write_report
 from opticus.structures import DataError, Dataset, Instances, Result
@@ -130,7 +131,7 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric) -> list[Pair]:
     where = {data.id_of(i): i for i in range(len(data))}
     places = label_map(cast(Any, model).card, data.names)
     pairs: list[Pair] = []
-    if isinstance(metric, CocoDetection):
+    if isinstance(metric, CocoDetection | VocDetection):
         rows = [(one.id, describe(one, metric.names), one.box) for one in worst(metric, MISTAKES, score=SCORE)]
     elif isinstance(metric, TagPrecision):
         words = {True: "invented", False: "missed"}
@@ -163,7 +164,7 @@ def _calibration(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
 def _confusion(metric: AnyMetric | None) -> Any:
     if metric is None or isinstance(metric, TagPrecision):
         return None
-    return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection) else metric.confusion()
+    return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection | VocDetection) else metric.confusion()
 
 
 def _json(path: Path) -> dict[str, Any] | None:
