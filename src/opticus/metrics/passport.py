@@ -17,7 +17,7 @@ import numpy.typing as npt
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.multilabel import TagPrecision, resampled
-from opticus.metrics.tables import POINTS, Matches, Rule, average_precision
+from opticus.metrics.tables import POINTS, Matches, average_precision
 from opticus.metrics.voc import VocDetection
 from opticus.structures import MetricError
 from opticus.structures.files import write_bytes
@@ -182,7 +182,7 @@ def _resampled(arrays: Mapping[str, Array], draws: npt.NDArray[np.float64]) -> d
             numbers |= resampled(group, draws)
             continue
         if measure in POINTS:
-            values = average_precision(Matches.from_arrays(group), draws, cast(Rule, measure))
+            values = average_precision(Matches.from_arrays(group), draws, measure)
             numbers["mAP"] = _mean_known(values[:, :, 0])
             continue
         prefix = "mask_" if measure == "masks" else ""

@@ -102,11 +102,12 @@ def _one(matches: Matches, rows: slice, column: int, draws: Floats, totals: Floa
         for row in range(len(weight)):
             total = totals[start + row]
             if total > 0:
-                result[start + row] = _under(envelope[row], right[row] / total, points)
+                result[start + row] = area_under(envelope[row], right[row] / total, points)
     return result
 
 
-def _under(envelope: Floats, recall: Floats, points: Floats | None) -> float:
+def area_under(envelope: Floats, recall: Floats, points: Floats | None) -> float:
+    """The mean of a falling precision `envelope` at recall `points` (0 beyond the last `recall`), or the whole area if None."""
     if points is None:
         return float((np.diff(recall, prepend=0.0) * envelope).sum())
     index = np.searchsorted(recall, points, side="left")

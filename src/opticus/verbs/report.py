@@ -15,9 +15,11 @@ from opticus.metrics.detect import CocoDetection
 from opticus.metrics.mistakes import confusion, describe, worst
 from opticus.metrics.multilabel import TagPrecision
 from opticus.metrics.passport import Number, Passport
+from opticus.metrics.tide import LIMIT as LOOKED_AT
+from opticus.metrics.tide import tide
 from opticus.metrics.voc import VocDetection
 from opticus.plot.figures import read_curves, reliability
-from opticus.plot.report import Pair, write_report
+from opticus.plot.report import Pair, table, write_report
 from opticus.structures import DataError, Dataset, Instances, Result
 from opticus.training.recipe import Recipe, to_json
 from opticus.verbs.evaluate import AnyMetric, Evaluation, infer, label_map, relabel
@@ -80,7 +82,7 @@ def report_of(
         args=_json(out / "args.json") or (None if recipe is None else to_json(recipe)),
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
         threshold=SCORE,
-        more=[*_calibration(metric), *([keep_tokens(out, model, data)] if has_tokens(model) else ())],
+        more=[*_calibration(metric), *_errors(metric), *([keep_tokens(out, model, data)] if has_tokens(model) else ())],
     )
 
 
@@ -159,6 +161,19 @@ def _calibration(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
     error = sum(row["share"] * abs(row["accuracy"] - row["confidence"]) for row in bins)
     words = "How often the most probable class is right, by its probability; a calibrated classifier's bars end on the diagonal."
     return [("calibration", "Calibration", f"<p>{words}</p>{reliability(bins, error)}")]
+
+
+def _errors(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
+    """What each kind of error costs a detector; nothing where there is no object to find."""
+    if not isinstance(metric, CocoDetection) or not any((~record.crowd).any() for record in metric.records.values()):
+        return []
+    found = tide(metric)
+    words = (
+        f"AP at IoU {found.iou:g} is {found.ap:.3f} of at most {LOOKED_AT} detections a picture. dAP is what it would gain if all "
+        f"errors of one kind were put right and nothing else changed (TIDE, Bolya et al. 2020): without any false positive "
+        f"{found.false_positives:+.3f}, without any missed object {found.false_negatives:+.3f}."
+    )
+    return [("errors", "What the errors cost", f"<p>{words}</p>{table(found.rows(), bars=True)}")]
 
 
 def _confusion(metric: AnyMetric | None) -> Any:
