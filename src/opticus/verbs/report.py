@@ -86,6 +86,25 @@ def report_of(
     )
 
 
+def report_of_results(out: Path, done: Evaluation, name: str) -> Path:
+    """Write passport.json and report.html of results `name` that another program made; there are no pictures in it."""
+    keep_passport(out, done)
+    metric = done.metric
+    detects = isinstance(metric, CocoDetection | VocDetection)
+    return write_report(
+        out / "report.html",
+        title=f"{name}: {done.headline} {done.values[done.headline]:.3f}",
+        names=metric.names if detects else (),
+        summary=[{"results": name, **{key: round(value, 4) for key, value in done.values.items() if value != -1}}],
+        per_class=metric.per_class() if detects else (),
+        pr=metric.curves() if isinstance(metric, CocoDetection) else None,
+        confusion=_confusion(metric),
+        notes=[f"metric {done.protocol.get('metric')}, data {done.protocol.get('data')}"],
+        threshold=SCORE,
+        more=_errors(metric),
+    )
+
+
 def rewrite(folder: Path) -> Path:
     """Score the best weights of a finished run again and write its report anew. Raises DataError if its data has no name."""
     from opticus.data.open import open_data
