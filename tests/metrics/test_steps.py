@@ -82,6 +82,7 @@ def test_the_text_reads_as_a_table():
     lines = steps(street(CocoDetection(["car"])), "car").text(limit=3).splitlines()
     assert lines[0].split() == ["rank", "picture", "score", "verdict", "TP", "FP", "precision", "recall"]
     assert lines[3].split() == ["3", "left", "0.7000", "TP", "2", "1", "0.6667", "0.5000"]
+    assert len(steps(street(CocoDetection(["car"])), "car").text().splitlines()) == 7
     assert lines[4:] == ["... 2 more", "car: 4 ground truths, IoU 0.5, AP (coco) 0.6287"]
 
 

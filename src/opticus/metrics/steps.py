@@ -46,8 +46,8 @@ class Steps(NamedTuple):
         rows = [step._asdict() | {"precision": _known(step.precision), "recall": _known(step.recall)} for step in self.rows]
         return {**self._asdict(), "ap": _known(self.ap), "rows": rows}
 
-    def text(self, limit: int | None = None) -> str:
-        """A table in plain text, of the first `limit` detections if given."""
+    def text(self, limit: int | None = 50) -> str:
+        """A table in plain text, of the first `limit` detections (None: of all)."""
         shown = self.rows if limit is None else self.rows[:limit]
         width = max([len("picture"), *(len(step.id) for step in shown)])
         heads = ("rank", "score", "verdict", "TP", "FP", "precision", "recall")
@@ -83,17 +83,24 @@ def steps(metric: CocoDetection | VocDetection, name: str, *, iou: float = 0.5, 
 
 
 def _steps(matches: Matches, ids: list[str], label: int, name: str, column: int, iou: float, rule: Rule) -> Steps:
-    mine = matches.label == label
-    ignored, hits = matches.ignored[mine, column], matches.matched[mine, column] & ~matches.ignored[mine, column]
-    right, wrong = np.cumsum(hits), np.cumsum(~hits & ~ignored)
-    truths = int((matches.truth_label == label).sum())
+    mine, true = matches.label == label, matches.truth_label == label
+    one = Matches(
+        *(part[mine] for part in (matches.image, np.zeros_like(matches.label), matches.score)),
+        *(part[mine, column : column + 1] for part in (matches.matched, matches.ignored)),
+        *(part[true] for part in (matches.truth_image, np.zeros_like(matches.truth_label))),
+        images=matches.images,
+        classes=1,
+    )
+    ignored = one.ignored[:, 0]
+    hits = one.matched[:, 0] & ~ignored
+    right, wrong, truths = np.cumsum(hits), np.cumsum(~hits & ~ignored), int(true.sum())
     both = right + wrong
     precision = np.divide(right, both, out=np.full(len(both), np.nan), where=both > 0)
     recall = right / truths if truths else np.full(len(right), np.nan)
     verdicts: list[Verdict] = ["ignored" if i else "TP" if h else "FP" for i, h in zip(ignored, hits, strict=True)]
-    columns = (matches.image[mine], matches.score[mine], verdicts, right, wrong, precision, recall)
+    columns = (one.image, one.score, verdicts, right, wrong, precision, recall)
     rows = tuple(
         Step(rank, ids[image], float(score), verdict, int(tp), int(fp), float(p), float(r))
         for rank, (image, score, verdict, tp, fp, p, r) in enumerate(zip(*columns, strict=True), 1)
     )
-    return Steps(name, rule, iou, truths, float(average_precision(matches, rule=rule)[0, label, column]), rows)
+    return Steps(name, rule, iou, truths, float(average_precision(one, rule=rule)[0, 0, 0]), rows)

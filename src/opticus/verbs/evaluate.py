@@ -117,6 +117,8 @@ def score(
         raise DataError(f"the {split} split has no samples to evaluate on")
     own = getattr(zoo.paper(zoo.split(card.name)[0]), "evaluate", None)
     if own is not None:
+        if metric is not None:
+            raise CapabilityError(f"metric={metric} is a protocol of detection, {card.name} does {card.task}")
         values, protocol = own(model, dataset)
         return Evaluation(values, None, {**protocol, "data": dataset.hash, "split": split}, cast(Any, headline_of(card))[0])
     if not hasattr(model, "results"):
