@@ -225,3 +225,21 @@ def test_the_wrong_kind_of_data_or_metric_is_named(tmp_path):
         opticus.evaluate_results(found, truth, metric="voc")
     with pytest.raises(DataError, match="the results cannot be read"):
         opticus.evaluate_results(tmp_path / "nowhere.json", truth)
+
+
+def test_difficult_objects_of_a_voc_folder_count_neither_way(tmp_path):
+    export_data("scenes", "voc", tmp_path, limit=4)
+    before = open_data(tmp_path, "test")
+    index = next(i for i in range(len(before)) if len(before.target_of(i)) > 1)
+    file = tmp_path / "Annotations" / f"{before.id_of(index)}.xml"
+    file.write_text(file.read_text().replace("<difficult>0</difficult>", "<difficult>1</difficult>", 1))
+    data = open_data(tmp_path, "test")
+    assert data.hash != before.hash and data.target_of(index).crowd.tolist().count(True) == 1
+    records = []
+    for i in range(len(data)):
+        easy = before.target_of(i)
+        easy = easy[~data.target_of(i).crowd]
+        records += to_coco(Instances(easy.boxes, easy.labels, easy.size, torch.ones(len(easy))), data.id_of(i))
+    done = opticus.evaluate_results(records, data, metric="voc10")
+    assert done["mAP"] == pytest.approx(1.0) and sum(row["truths"] for row in done.metric.per_class()) == len(records)
+    assert opticus.evaluate_results(records, before, metric="voc10")["mAP"] < 1
