@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from opticus.training.recipe import Recipe
     from opticus.verbs.compare import compare
     from opticus.verbs.evaluate import evaluate
+    from opticus.verbs.evaluate_results import evaluate_results
     from opticus.verbs.info import info
     from opticus.verbs.models import create, identify, load, save
     from opticus.verbs.probe import probe
@@ -35,6 +36,7 @@ _WHERE = {
     "create": "opticus.verbs.models",
     "doctor": "opticus.data.doctor",
     "evaluate": "opticus.verbs.evaluate",
+    "evaluate_results": "opticus.verbs.evaluate_results",
     "explain": "opticus.recipes.choose",
     "export_data": "opticus.data.export",
     "identify": "opticus.verbs.models",
@@ -58,6 +60,7 @@ __all__ = [
     "create",
     "doctor",
     "evaluate",
+    "evaluate_results",
     "explain",
     "export_data",
     "identify",

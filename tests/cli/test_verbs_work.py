@@ -273,3 +273,76 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(COMMANDS["models"], "run", interrupted)
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "opticus: interrupted; what was written is valid\n"
+
+
+def test_val_by_the_rule_of_pascal_voc(cli: Any) -> None:
+    import opticus
+
+    torch.manual_seed(0)
+    opticus.save(opticus.create("centernet/tiny", classes=10), "c.safetensors")
+    common = ("val", "centernet/tiny", "weights=c.safetensors", "data=scenes", "limit=4", "quiet=true", "--json")
+    for rule in ("voc07", "voc10"):
+        found = json.loads(cli(*common, f"metric={rule}", "out=kept").out)
+        assert list(found["values"]) == ["mAP"] and found["protocol"]["metric"] == rule
+        assert json.loads(Path("kept/passport.json").read_text())["protocols"][0]["metric"] == rule
+    assert json.loads(cli(*common, "metric=coco").out)["protocol"]["metric"] == "coco"
+    answer = cli(*common, "metric=voc")
+    assert answer.code == 2 and "did you mean 'voc" in answer.sentence
+
+
+def test_a_protocol_of_detection_is_not_for_classifiers(cli: Any, trained: Path) -> None:
+    answer = cli("val", trained, "data=digits", "limit=4", "metric=voc07")
+    assert answer.code == 2 and "metric=voc07 is a protocol of detection" in answer.sentence
+
+
+def found_in(folder: Path) -> Path:
+    """A results file in which another program has found every object of the test split but the last."""
+    tree = json.loads((folder / "annotations" / "instances_test.json").read_text())
+    names = ("image_id", "category_id", "bbox")
+    records = [{**{key: one[key] for key in names}, "score": 0.9} for one in tree["annotations"][:-1]]
+    Path("found.json").write_text(json.dumps(records))
+    return Path("found.json")
+
+
+def test_val_scores_results_of_another_program(cli: Any, coco: Path) -> None:
+    results = found_in(coco)
+    answer = cli("val", "--results", results, f"data={coco}")
+    assert answer.code == 0 and answer.out.startswith("AP 0.") and answer.err == ""
+    file = coco / "annotations" / "instances_test.json"
+    found = json.loads(cli("val", f"results={results}", f"data={file}", "--json", "out=kept", "--errors").out)
+    assert 0.5 < found["values"]["AP"] < 1 and found["protocol"]["images"] == 3
+    assert found["errors"]["counts"]["missed"] == 1 and found["errors"]["gains"]["missed"] > 0
+    page = Path("kept/report.html").read_text()
+    assert json.loads(Path("kept/passport.json").read_text()) and 'id="errors"' in page and "found.json: AP 0." in page
+    for rule in ("voc07", "voc10"):
+        found = json.loads(cli("val", f"results={results}", f"data={coco}", f"metric={rule}", "--json", f"out={rule}").out)
+        assert list(found["values"]) == ["mAP"] and Path(rule, "report.html").is_file()
+
+
+def test_val_shows_a_class_step_by_step(cli: Any, coco: Path) -> None:
+    results = found_in(coco)
+    tree = json.loads((coco / "annotations" / "instances_test.json").read_text())
+    name = next(c["name"] for c in tree["categories"] if c["id"] == tree["annotations"][0]["category_id"])
+    answer = cli("val", f"results={results}", f"data={coco}", f"table={name}", "--errors")
+    assert "rank  picture" in answer.out and "AP (coco)" in answer.out and "gained without the errors of one kind" in answer.out
+    rows = json.loads(cli("val", f"results={results}", f"data={coco}", f"table={name}", "--json").out)["table"]["rows"]
+    assert rows[0]["verdict"] == "TP" and rows[0]["precision"] == 1.0
+    answer = cli("val", f"results={results}", f"data={coco}", "table=unheard")
+    assert answer.code == 2 and "unknown class 'unheard'" in answer.sentence
+
+
+def test_val_refuses_what_does_not_go_together(cli: Any, coco: Path, trained: Path) -> None:
+    results = found_in(coco)
+    for words, sentence in (
+        ((), "opticus val needs MODEL, or results= of another program"),
+        ((f"results={results}",), "opticus val needs data=, such as: opticus val results=found.json data=path/to/coco"),
+        ((trained, f"results={results}", f"data={coco}"), "model and results= exclude each other"),
+        ((f"results={results}", f"data={coco}", "limit=2"), "limit and results= exclude each other"),
+        ((trained, "data=digits", "limit=4", "quiet=true", "table=3"), "table is for detectors"),
+        ((trained, "data=digits", "limit=4", "quiet=true", "--errors"), "errors is for detectors"),
+    ):
+        answer = cli("val", *words)
+        assert answer.code == 2 and sentence in answer.sentence, answer
+    results.write_text('[{"image_id": 12345678, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
+    answer = cli("val", f"results={results}", f"data={coco}")
+    assert answer.code == 3 and "found.json: record 0: image_id 12345678 is unknown" in answer.sentence

@@ -32,6 +32,7 @@ def test_codes_are_those_of_the_coco_library(height, width, share, seed):
     crowd = torch.tensor([False, True])
     np.testing.assert_allclose(masks.mask_iou(codes, codes, crowd).numpy(), coco.iou(theirs, theirs, [0, 1]))
     assert masks.areas(codes).tolist() == on.sum((1, 2)).tolist()
+    assert torch.equal(masks.boxes_of_codes(codes), masks.boxes_of_masks(torch.from_numpy(on)))
 
 
 @pytest.mark.parametrize("code", [b"", b"zzz", b"S1S1", b"54", b"\x01", b"0o", b"P" * 40])
@@ -46,6 +47,9 @@ def test_no_masks():
     some = masks.encode(torch.ones(2, 3, 4))
     assert masks.mask_iou(none, some).shape == (0, 2) and masks.boxes_of_masks(torch.zeros(0, 3, 4)).shape == (0, 4)
     assert masks.boxes_of_masks(torch.zeros(1, 3, 4)).tolist() == [[0, 0, 0, 0]]
+    assert (
+        masks.boxes_of_codes(masks.encode(torch.zeros(1, 3, 4))).tolist() == [[0, 0, 0, 0]] and len(masks.boxes_of_codes(none)) == 0
+    )
     with pytest.raises(DataError, match="one size"):
         masks.mask_iou(some, masks.encode(torch.ones(1, 4, 3)))
 

@@ -63,9 +63,10 @@ class Train:
 
 @dataclass
 class Val:
-    """Score a model on a data set: opticus val runs/detect/train data=scenes split=test."""
+    """Score a model, or results of any program, on a data set: opticus val runs/detect/train data=scenes split=test."""
 
-    model: str = word()
+    model: str | None = word(None)
+    results: str | None = None  # instead of MODEL: a COCO results JSON; data= is then a COCO JSON or folder
     data: str | None = None
     weights: str | None = None  # a weights file for MODEL
     split: str = "test"
@@ -73,28 +74,68 @@ class Val:
     device: Device | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     limit: int | None = None
+    metric: Literal["coco", "voc07", "voc10"] | None = None  # the protocol of a detector, COCO's if not given
+    table: str | None = None  # a class of a detector: its detections step by step
+    errors: bool = False  # what each kind of a detector's errors costs
     on_bad: Literal["raise", "quarantine", "keep"] = "raise"
-    out: str | None = None  # folder for passport.json
+    out: str | None = None  # folder for passport.json, of results for report.html too
     quiet: bool = False
     json: bool = False
 
     def run(self) -> int:
         """Print the official figures; with out= keep them with their protocol."""
+        if self.results is None and self.model is None:
+            raise UsageError("opticus val needs MODEL, or results= of another program; see opticus val --help")
+        if self.data is None:
+            subject = f"results={self.results}" if self.model is None else "runs/detect/train"
+            raise UsageError(f"opticus val needs data=, such as: opticus val {subject} data=path/to/coco")
+        done = self._model(self.data) if self.results is None else self._results(self.results, self.data)
+        values = {k: round(v, 6) for k, v in done.values.items()}
+        record, text = {"values": values, "protocol": done.protocol}, [_figures(values)]
+        for key, found in self._tables(done.metric).items():
+            record[key] = found.to_json()
+            text.append(found.text())
+        emit(record, self.json, "\n\n".join(text))
+        return 0
+
+    def _model(self, data: str) -> Any:
         import opticus
         from opticus.verbs.report import keep_passport
 
-        if self.data is None:
-            raise UsageError("opticus val needs data=, such as: opticus val runs/detect/train data=scenes")
-        model = opticus.load(self.model, self.weights)
+        model = opticus.load(cast(str, self.model), self.weights)
         done = opticus.evaluate(
-            model, self.data, split=self.split, batch=self.batch, device=self.device, precision=self.precision,
-            limit=self.limit, quiet=self.quiet, on_bad=self.on_bad,
+            model, data, split=self.split, batch=self.batch, device=self.device, precision=self.precision,
+            limit=self.limit, metric=self.metric, quiet=self.quiet, on_bad=self.on_bad,
         )  # fmt: skip
         if self.out is not None:
             keep_passport(Path(self.out), done)
-        values = {k: round(v, 6) for k, v in done.values.items()}
-        emit({"values": values, "protocol": done.protocol}, self.json, _figures(values))
-        return 0
+        return done
+
+    def _results(self, results: str, data: str) -> Any:
+        import opticus
+        from opticus.verbs.report import report_of_results
+
+        for key in ("model", "weights", "limit", "device"):
+            if getattr(self, key) is not None:
+                raise UsageError(f"opticus val: {key} and results= exclude each other: results are scored as they are")
+        done = opticus.evaluate_results(results, data, split=self.split, metric=self.metric)
+        if self.out is not None:
+            report_of_results(Path(self.out), done, Path(results).name)
+        return done
+
+    def _tables(self, metric: Any) -> dict[str, Any]:
+        """What was asked for beside the figures."""
+        if self.table is None and not self.errors:
+            return {}
+        from opticus.metrics.detect import CocoDetection
+        from opticus.metrics.steps import steps
+        from opticus.metrics.tide import tide
+        from opticus.metrics.voc import VocDetection
+
+        if not isinstance(metric, CocoDetection | VocDetection):
+            raise UsageError(f"opticus val: {'errors' if self.errors else 'table'} is for detectors")
+        tables = {"errors": tide(metric)} if self.errors else {}
+        return tables if self.table is None else {**tables, "table": steps(metric, self.table)}
 
 
 @dataclass

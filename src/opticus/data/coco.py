@@ -32,18 +32,21 @@ def matches(path: Path) -> bool:
     return bool(_files(path))
 
 
-def read(path: Path, split: str) -> Detections:
-    """The split `split` of the COCO data at `path` (a JSON, or a folder with `annotations/*.json` or `*/_annotations.coco.json`)."""
+def read(path: Path, split: str, *, pictures: bool = True) -> Detections:
+    """The split `split` of the COCO data at `path` (a JSON, or a folder with `annotations/*.json` or `*/_annotations.coco.json`).
+
+    With `pictures=False` the annotations are all that is wanted: no picture is looked for, and boxes and areas keep double precision.
+    """
     files = _files(path)
     name = next(iter(files)) if path.is_file() else resolve(split, files, str(path))
     file = files[name]
-    parsed = _parse(file)
-    root = _image_root(file, name, parsed.files)
+    parsed = _parse(file, pictures)
+    root = _image_root(file, name, parsed.files) if pictures else file.parent
     with file.open("rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
     origin = Origin(name, tuple(sorted(files)), content, parsed.notes)
     names, ids = _categories(parsed)
-    pictures = Pictures(
+    listed = Pictures(
         root,
         parsed.files,
         Strings(str(i) for i in parsed.image_ids),
@@ -51,7 +54,7 @@ def read(path: Path, split: str) -> Detections:
     )
     boxes = _flat(parsed, ids, file)
     where = boxes.where if boxes.where is not None else np.zeros(0, np.int64)
-    return Detections(pictures, boxes, names, ids, origin, masks=Masks(file, where))
+    return Detections(listed, boxes, names, ids, origin, masks=Masks(file, where))
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -83,6 +86,7 @@ def _looks_right(path: Path) -> bool:
 @dataclass(slots=True)
 class _Parsed:
     path: Path
+    pictures: bool = True  # False: file names may be missing
     image_ids: array[int] = field(default_factory=lambda: array("q"))
     heights: array[int] = field(default_factory=lambda: array("i"))
     widths: array[int] = field(default_factory=lambda: array("i"))
@@ -101,8 +105,10 @@ class _Parsed:
         self.notes.append(Finding(kind, "error", record, str(self.path), detail))
 
 
-def _parse(path: Path) -> _Parsed:
-    parsed = _Parsed(path)
+def _parse(path: Path, pictures: bool) -> _Parsed:
+    parsed = _Parsed(path, pictures)
+    if not pictures:
+        parsed.boxes, parsed.areas = array("d"), array("d")
     for key, number, offset, value in records(path, _KEYS):
         try:
             if key == "annotations":
@@ -142,7 +148,8 @@ def _annotation(parsed: _Parsed, value: dict[str, Any], offset: int) -> None:
 
 
 def _image(parsed: _Parsed, value: dict[str, Any]) -> None:
-    number, file = int(value["id"]), text_of(value["file_name"])
+    number = int(value["id"])
+    file = text_of(value["file_name"] if parsed.pictures else value.get("file_name", number))
     height, width = int(value.get("height") or 0), int(value.get("width") or 0)
     if file.startswith(("/", "\\")) or ".." in Path(file).parts:
         parsed.note("unsafe path", str(number), f"file_name {file!r} leaves the folder of the data")
@@ -177,13 +184,18 @@ def _flat(parsed: _Parsed, category_ids: tuple[int, ...], path: Path) -> Boxes:
     labels = _positions(np.asarray(category_ids, np.int64), np.frombuffer(parsed.kinds or array("i", [0]), np.int32))[: len(ids)]
     return Boxes(
         np.concatenate([[0], np.cumsum(counts)]),
-        np.frombuffer(parsed.boxes or array("f", [0] * 4), np.float32).reshape(-1, 4)[order],
+        _view(parsed.boxes).reshape(-1, 4)[order],
         labels.astype(np.int16)[order],
         np.frombuffer(parsed.crowd or array("b", [0]), np.int8)[order] != 0,
-        np.frombuffer(parsed.areas or array("f", [0]), np.float32)[order],
+        _view(parsed.areas)[order],
         ids[order],
         np.frombuffer(parsed.where or array("q", [0]), np.int64)[order],
     )
+
+
+def _view(values: array[float]) -> Any:
+    """The numbers without a copy, in the precision that they are stored in."""
+    return np.frombuffer(values, values.typecode) if values else np.zeros(0, values.typecode)
 
 
 def _positions(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -215,28 +227,31 @@ class Masks:
         return RLE(tuple(self._one(int(offset), size) for offset in self.where[rows]), size)
 
     def _one(self, offset: int, size: tuple[int, int]) -> bytes:
-        import hotcoco.mask as masks
-
         value = record_at(self.path, offset)
-        shape = value.get("segmentation") or []
-        where = f"{self.path}: annotation {value.get('id')}"
-        height, width = size
-        try:
-            if isinstance(shape, dict):
-                if list(shape["size"]) != [height, width]:
-                    raise DataError(f"{where}: the mask has size {shape['size']}, the picture {[height, width]}")
-                counts = shape["counts"]
-                coded = masks.frPyObjects(shape, height, width) if isinstance(counts, list) else {"counts": counts}
-            elif shape:
-                coded = masks.merge(masks.frPyObjects(shape, height, width))
-            else:
-                coded = masks.encode(np.zeros((height, width), np.uint8, order="F"))
-        except DataError:
-            raise
-        except Exception as error:  # the library reports bad runs and polygons by exceptions of several kinds
-            raise DataError(f"{where}: the segmentation cannot be read ({error})") from error
-        counts = coded["counts"]
-        return counts if isinstance(counts, bytes) else str(counts).encode("latin-1")
+        return code_of(value.get("segmentation") or [], size, f"{self.path}: annotation {value.get('id')}")
+
+
+def code_of(shape: Any, size: tuple[int, int], where: str) -> bytes:
+    """A COCO segmentation (polygons, compressed or plain RLE) as compressed RLE; DataError beginning with `where` if it is not one."""
+    import hotcoco.mask as masks
+
+    height, width = size
+    try:
+        if isinstance(shape, dict):
+            if list(shape["size"]) != [height, width]:
+                raise DataError(f"{where}: the mask has size {shape['size']}, the picture {[height, width]}")
+            counts = shape["counts"]
+            coded = masks.frPyObjects(shape, height, width) if isinstance(counts, list) else {"counts": counts}
+        elif shape:
+            coded = masks.merge(masks.frPyObjects(shape, height, width))
+        else:
+            coded = masks.encode(np.zeros((height, width), np.uint8, order="F"))
+    except DataError:
+        raise
+    except Exception as error:  # the library reports bad runs and polygons by exceptions of several kinds
+        raise DataError(f"{where}: the segmentation cannot be read ({error})") from error
+    counts = coded["counts"]
+    return counts if isinstance(counts, bytes) else str(counts).encode("latin-1")
 
 
 def _image_root(file: Path, split: str, names: Strings) -> Path:

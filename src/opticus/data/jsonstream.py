@@ -112,6 +112,22 @@ def records(path: Path, keys: frozenset[str]) -> Iterator[Record]:
         window.stream.close()
 
 
+def elements(path: Path, name: str) -> Iterator[Record]:
+    """The elements of a file that is one array; `name` stands for the array in messages. Raises DataError as `records` does."""
+    window = _Text(path)
+    try:
+        found = window.peek()
+        if found != "[":
+            window.fail(
+                f"expected a list of records, found {found!r}" if found else "expected a list of records, the file is empty"
+            )
+        yield from _elements(window, name)
+        if window.peek():
+            window.fail(f"expected the end of the file after the list, found {window.peek()!r}")
+    finally:
+        window.stream.close()
+
+
 def _elements(window: _Text, key: str) -> Iterator[Record]:
     window.expect("[", f"key {key!r}")
     if window.peek() == "]":

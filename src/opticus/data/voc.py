@@ -55,13 +55,14 @@ def read(path: Path, split: str) -> Detections:
     label_of = {word: i for i, word in enumerate(names)}
     labels = np.asarray([label_of.get(obj[0], -1) for _, _, objects in parsed for obj in objects], np.int16)
     corners = array("f", (v for _, _, objects in parsed for obj in objects for v in obj[1]))
+    difficult = np.asarray([obj[2] for _, _, objects in parsed for obj in objects], np.bool_)
     boxes = Boxes(
         np.concatenate([[0], np.cumsum([len(objects) for _, _, objects in parsed], dtype=np.int64)]),
         np.array(corners, np.float32).reshape(-1, 4),
         labels,
-        np.asarray([obj[2] for _, _, objects in parsed for obj in objects], np.bool_),
+        difficult,
     )
-    content = digest("voc", name, *stems, *names, boxes.boxes, labels)
+    content = digest("voc", name, *stems, *names, boxes.boxes, labels, difficult)
     origin = Origin(name, tuple(sorted(lists)), content, notes)
     return Detections(Pictures(pictures, files, Strings(stems), sizes), boxes, names, tuple(range(len(names))), origin)
 

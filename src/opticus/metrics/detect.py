@@ -5,7 +5,7 @@ Protocol: Lin et al., "Microsoft COCO", ECCV 2014, as fixed by cocodataset/cocoa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -83,41 +83,16 @@ class CocoDetection:
 
         Raises MetricError for another type, missing scores or masks, a non-finite number or a label out of range.
         """
-        if not isinstance(prediction, Instances) or not isinstance(target, Instances):
-            found = f"{type(prediction).__name__} and {type(target).__name__}"
-            raise MetricError(f"{id}: COCO detection needs Instances as prediction and target, found {found}")
         if not id:
-            raise MetricError("COCO detection: a picture without an id cannot be told from the others, found ''")
-        if id in self._records:
-            return
-        boxes, labels = self._checked(prediction, id, "predicted")
-        if prediction.scores is None or not bool(torch.isfinite(prediction.scores).all()):
-            raise MetricError(f"{id}: predictions need finite scores, found {prediction.scores}")
-        truth_boxes, truth_labels = self._checked(target, id, "true")
-        codes = _runs(prediction, id) if self.masks else None
-        truth_codes = _runs(target, id) if self.masks else None
-        crowd = np.zeros(len(target), bool) if target.crowd is None else target.crowd.cpu().numpy().astype(bool)
-        areas = _areas(target, truth_boxes, truth_codes)
-        scores = prediction.scores.detach().cpu().double().numpy()
-        self._records[id] = Scored(target.size, truth_boxes, truth_labels, areas, crowd, boxes, labels, scores, truth_codes, codes)
-        self._done.clear()
-
-    def _checked(self, instances: Instances, id: str, side: str) -> tuple[Array, Array]:
-        boxes = instances.boxes.detach().cpu().double().numpy()
-        labels = instances.labels.detach().cpu().numpy().astype(np.int64)
-        if not np.isfinite(boxes).all():
-            raise MetricError(
-                f"{id}: {side} box {int((~np.isfinite(boxes)).any(1).argmax())} must be finite, found NaN or infinity"
-            )
-        wrong = (labels < 0) | (labels >= len(self.names))
-        if wrong.any():
-            raise MetricError(f"{id}: {side} labels must be below {len(self.names)} classes, found {labels[wrong][0]}")
-        return boxes, labels
+            raise MetricError("detection: a picture without an id cannot be told from the others, found ''")
+        if id not in self._records:
+            self._records[id] = record_of(prediction, target, id, len(self.names), masks=self.masks)
+            self._done.clear()
 
     @property
     def ids(self) -> list[str]:
         """The ids of the scored pictures: whole numbers in numeric order, then the others alphabetically."""
-        return sorted(self._records, key=lambda key: (0, int(key), key) if key.isdecimal() else (1, 0, key))
+        return ordered(self._records)
 
     @property
     def records(self) -> Mapping[str, Scored]:
@@ -195,6 +170,42 @@ class CocoDetection:
         truth = _truth(COCO, records, self.names, kind)
         found = _detections(truth, records, kind)
         return COCOeval(truth, found, kind)
+
+
+def ordered(ids: Iterable[str]) -> list[str]:
+    """Ids of pictures in the order that ties are broken in: whole numbers in numeric order, then the others alphabetically."""
+    return sorted(ids, key=lambda key: (0, int(key), key) if key.isdecimal() else (1, 0, key))
+
+
+def record_of(prediction: Result, target: Target, id: str, classes: int, *, masks: bool = False) -> Scored:
+    """Truth and detections of one picture as arrays, masks too if `masks`.
+
+    Raises MetricError for another type than Instances, missing scores or masks, a non-finite number or a label out of range.
+    """
+    if not isinstance(prediction, Instances) or not isinstance(target, Instances):
+        found = f"{type(prediction).__name__} and {type(target).__name__}"
+        raise MetricError(f"{id}: detection needs Instances as prediction and target, found {found}")
+    boxes, labels = _checked(prediction, id, "predicted", classes)
+    if prediction.scores is None or not bool(torch.isfinite(prediction.scores).all()):
+        raise MetricError(f"{id}: predictions need finite scores, found {prediction.scores}")
+    truth_boxes, truth_labels = _checked(target, id, "true", classes)
+    codes = _runs(prediction, id) if masks else None
+    truth_codes = _runs(target, id) if masks else None
+    crowd = np.zeros(len(target), bool) if target.crowd is None else target.crowd.cpu().numpy().astype(bool)
+    areas = _areas(target, truth_boxes, truth_codes)
+    scores = prediction.scores.detach().cpu().double().numpy()
+    return Scored(target.size, truth_boxes, truth_labels, areas, crowd, boxes, labels, scores, truth_codes, codes)
+
+
+def _checked(instances: Instances, id: str, side: str, classes: int) -> tuple[Array, Array]:
+    boxes = instances.boxes.detach().cpu().double().numpy()
+    labels = instances.labels.detach().cpu().numpy().astype(np.int64)
+    if not np.isfinite(boxes).all():
+        raise MetricError(f"{id}: {side} box {int((~np.isfinite(boxes)).any(1).argmax())} must be finite, found NaN or infinity")
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        raise MetricError(f"{id}: {side} labels must be below {classes} classes, found {labels[wrong][0]}")
+    return boxes, labels
 
 
 def _truth(coco: type[COCO], records: list[Scored], names: tuple[str, ...], kind: Kind) -> COCO:

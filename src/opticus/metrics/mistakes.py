@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from opticus.metrics.detect import CocoDetection, Scored
+from opticus.metrics.detect import Scored
 
 Array = npt.NDArray[Any]
 Fault = Literal["missed", "wrong class", "false positive", "poor box"]
 FAULTS: tuple[Fault, ...] = ("wrong class", "false positive", "poor box", "missed")
+
+
+class Kept(Protocol):
+    """What is asked of a detection metric: the records of its pictures."""
+
+    names: tuple[str, ...]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the scored pictures in order."""
+        ...
+
+    @property
+    def records(self) -> Mapping[str, Scored]:
+        """Truth and detections of every picture by id."""
+        ...
 
 
 class Mistake(NamedTuple):
@@ -37,7 +53,7 @@ class _Pairs(NamedTuple):
     overlaps: Array
 
 
-def confusion(metric: CocoDetection, *, iou: float = 0.5, score: float = 0.3) -> npt.NDArray[np.int64]:
+def confusion(metric: Kept, *, iou: float = 0.5, score: float = 0.3) -> npt.NDArray[np.int64]:
     """(K+1, K+1) counts over detections with score >= `score`; rows are true, columns predicted, the last of each background.
 
     Best score first, a detection takes the free object of its own class with the highest IoU >= `iou`; detections and objects left
@@ -55,7 +71,7 @@ def confusion(metric: CocoDetection, *, iou: float = 0.5, score: float = 0.3) ->
     return table
 
 
-def worst(metric: CocoDetection, limit: int = 24, *, iou: float = 0.5, score: float = 0.3) -> list[Mistake]:
+def worst(metric: Kept, limit: int = 24, *, iou: float = 0.5, score: float = 0.3) -> list[Mistake]:
     """The gravest mistakes, the kinds taking turns so that none hides the others.
 
     Confident wrong classes and false positives first; poor boxes (right class, IoU between 0.1 and `iou`) by score and distance
@@ -88,7 +104,7 @@ def count(mistakes: Iterable[Mistake]) -> Mapping[Fault, int]:
     return {kind: kinds.count(kind) for kind in FAULTS}
 
 
-def every(metric: CocoDetection, *, iou: float = 0.5, score: float = 0.3) -> list[Mistake]:
+def every(metric: Kept, *, iou: float = 0.5, score: float = 0.3) -> list[Mistake]:
     """All mistakes at one IoU and score threshold, picture by picture."""
     return [one for id in metric.ids for one in _mistakes(id, metric.records[id], iou, score)]
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.multilabel import TagPrecision, resampled
-from opticus.metrics.tables import Matches, average_precision
+from opticus.metrics.tables import POINTS, Matches, average_precision
+from opticus.metrics.voc import VocDetection
 from opticus.structures import MetricError
 from opticus.structures.files import write_bytes
 
@@ -40,7 +41,7 @@ class Passport(NamedTuple):
     arrays: Mapping[str, Array] = {}
 
     @staticmethod
-    def of(metric: Accuracy | TagPrecision | CocoDetection, extra: Mapping[str, Any] | None = None) -> Passport:
+    def of(metric: Accuracy | TagPrecision | CocoDetection | VocDetection, extra: Mapping[str, Any] | None = None) -> Passport:
         """The passport of a finished metric; `extra` protocol fields (input size, threshold) are added to every number."""
         protocol = {**metric.protocol, **(extra or {})}
         numbers = {name: Number(value, protocol) for name, value in metric.compute().items()}
@@ -48,6 +49,8 @@ class Passport(NamedTuple):
             arrays: dict[str, Array] = {f"accuracy/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, TagPrecision):
             arrays = {f"tags/{key}": value for key, value in metric.samples().items()}
+        elif isinstance(metric, VocDetection):
+            arrays = {f"{metric.rule}/{key}": value for key, value in metric.matches().to_arrays().items()}
         else:
             kinds = {"bbox": "boxes", "segm": "masks"} if metric.masks else {"bbox": "boxes"}
             arrays = {
@@ -177,6 +180,10 @@ def _resampled(arrays: Mapping[str, Array], draws: npt.NDArray[np.float64]) -> d
             continue
         if measure == "tags":
             numbers |= resampled(group, draws)
+            continue
+        if measure in POINTS:
+            values = average_precision(Matches.from_arrays(group), draws, measure)
+            numbers["mAP"] = _mean_known(values[:, :, 0])
             continue
         prefix = "mask_" if measure == "masks" else ""
         values = average_precision(Matches.from_arrays(group), draws)  # R, K, T

@@ -7,7 +7,7 @@ then a cumulative sum weighted by how often each picture was drawn.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,11 @@ Floats = npt.NDArray[np.float64]
 
 THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds
 RECALLS: Floats = np.linspace(0.0, 1.0, 101)  # COCO's recall points
+ELEVEN: Floats = np.array(
+    [0, 0.1, 0.2, 3 * 0.1, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
+)  # VOC 2007's 0:0.1:1 as MATLAB builds it from both ends
+Rule = Literal["coco", "voc07", "voc10"]
+POINTS: dict[Rule, Floats | None] = {"coco": RECALLS, "voc07": ELEVEN, "voc10": None}  # None: the whole area under the envelope
 
 
 class Matches(NamedTuple):
@@ -60,9 +65,10 @@ class Matches(NamedTuple):
         return Matches(*head, flags[0], flags[1], arrays["truth_image"], arrays["truth_label"], images, classes)
 
 
-def average_precision(matches: Matches, weights: Floats | None = None) -> Floats:
+def average_precision(matches: Matches, weights: Floats | None = None, rule: Rule = "coco") -> Floats:
     """AP (R, K, T) of R resampled data sets; NaN where a class has no ground truth in the resample.
 
+    `rule`: the mean of the precision envelope at COCO's 101 or VOC 2007's 11 recall points, or (VOC from 2010 on) the area under it.
     `weights` (R, images) says how often each picture was drawn; None is the data set itself (R = 1). Equal to COCO's AP for whole
     weights, because the copies of a picture carry tied scores and lie side by side.
     """
@@ -73,11 +79,11 @@ def average_precision(matches: Matches, weights: Floats | None = None) -> Floats
         totals = draws[:, matches.truth_image[matches.truth_label == label]].sum(1)
         rows = slice(starts[label], starts[label + 1])
         for column in range(values.shape[2]):
-            values[:, label, column] = _one(matches, rows, column, draws, totals)
+            values[:, label, column] = _one(matches, rows, column, draws, totals, POINTS[rule])
     return values
 
 
-def _one(matches: Matches, rows: slice, column: int, draws: Floats, totals: Floats) -> Floats:
+def _one(matches: Matches, rows: slice, column: int, draws: Floats, totals: Floats, points: Floats | None) -> Floats:
     """AP (R,) of one class at one IoU threshold; detections behind the last true positive cannot change it and are left out."""
     counts = ~matches.ignored[rows, column]
     hits = matches.matched[rows, column][counts]
@@ -96,9 +102,16 @@ def _one(matches: Matches, rows: slice, column: int, draws: Floats, totals: Floa
         for row in range(len(weight)):
             total = totals[start + row]
             if total > 0:
-                index = np.searchsorted(right[row] / total, RECALLS, side="left")
-                result[start + row] = envelope[row][index[index < len(found)]].sum() / len(RECALLS)
+                result[start + row] = area_under(envelope[row], right[row] / total, points)
     return result
+
+
+def area_under(envelope: Floats, recall: Floats, points: Floats | None) -> float:
+    """The mean of a falling precision `envelope` at recall `points` (0 beyond the last `recall`), or the whole area if None."""
+    if points is None:
+        return float((np.diff(recall, prepend=0.0) * envelope).sum())
+    index = np.searchsorted(recall, points, side="left")
+    return float(envelope[index[index < len(recall)]].sum() / len(points))
 
 
 def operating_point(matches: Matches, threshold: float, column: int = 0) -> dict[str, float]:

@@ -96,6 +96,16 @@ def boxes_of_masks(masks: Shaped[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
     return torch.stack([sides[0], sides[2], sides[1], sides[3]], 1).float()
 
 
+def boxes_of_codes(codes: RLE) -> Float[Tensor, "N 4"]:
+    """The tight xyxy boxes of run-length masks, as `boxes_of_masks` gives them; zeros for empty masks."""
+    from hotcoco import mask
+
+    found = np.asarray(mask.toBbox(_records(codes)), np.float32).reshape(-1, 4) if len(codes) else np.zeros((0, 4), np.float32)
+    boxes = torch.from_numpy(found.copy())
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
 def encode_polygons(polygons: Sequence[Sequence[Sequence[float | int]]], size: tuple[int, int]) -> RLE:
     """One mask per object: the union of its polygons [x1, y1, x2, y2, ...] in pixels, by COCO's rasterisation rule.
 

@@ -95,10 +95,10 @@ def write_report(
         if body:
             sections.append(_Section(anchor, heading, body))
 
-    add("summary", "Summary", _table(summary))
+    add("summary", "Summary", table(summary))
     if curves and len(curves.get("step", ())) > 1:
         add("curves", "Training", f'<div class="wide">{figures.curves(curves)}</div>')
-    add("classes", "Per class", _table(per_class, bars=True))
+    add("classes", "Per class", table(per_class, bars=True))
     if pr is not None:
         both = "".join(figures.precision_recall(pr, names, key) for key in ("AP50", "AP") if key in pr)
         add("pr", "Precision and recall", f'<div class="wide">{both}</div>')
@@ -139,7 +139,7 @@ def write_page(
         for one in figures
     )
     parts = [("picture", "Picture", shown)]
-    parts += [(f"table-{i}", name, _table(rows)) for i, (name, rows) in enumerate((tables or {}).items())]
+    parts += [(f"table-{i}", name, table(rows)) for i, (name, rows) in enumerate((tables or {}).items())]
     parts.append(("settings", "Settings", "".join(_details(name, values) for name, values in (details or {}).items())))
     return write_text(path, _page(title, notes, [_Section(*part) for part in parts if part[2]]))
 
@@ -172,7 +172,7 @@ def _page(title: str, notes: Iterable[str], sections: Sequence[_Section]) -> str
     )
 
 
-def _table(rows: Sequence[Row], *, bars: bool = False) -> str:
+def table(rows: Sequence[Row], *, bars: bool = False) -> str:
     """Columns in the order of first appearance; numbers right-aligned; with `bars`, shares in [0, 1] carry a bar behind them."""
     if not rows:
         return ""

@@ -17,13 +17,27 @@ from opticus.data.open import open_data
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.multilabel import TagPrecision
+from opticus.metrics.voc import VocDetection
 from opticus.ops import collectives
-from opticus.structures import CapabilityError, Classes, DataError, Dataset, Instances, Picture, Result, Sample, UsageError
+from opticus.structures import (
+    CapabilityError,
+    Classes,
+    DataError,
+    Dataset,
+    Instances,
+    Picture,
+    Result,
+    Sample,
+    UnknownNameError,
+    UsageError,
+)
 from opticus.verbs.models import Card
 from opticus.verbs.predict import contiguous, infer, place
 from opticus.weights.labels import labels
 
-AnyMetric = Accuracy | TagPrecision | CocoDetection
+AnyMetric = Accuracy | TagPrecision | CocoDetection | VocDetection
+Protocol = Literal["coco", "voc07", "voc10"]
+PROTOCOLS: tuple[Protocol, ...] = ("coco", "voc07", "voc10")  # of detection
 HEADLINE = {"classify": "top1", "detect": "AP"}
 
 
@@ -60,11 +74,12 @@ def evaluate(
     device: str | None = None,
     precision: str = "fp32",
     limit: int | None = None,
+    metric: Protocol | None = None,
     quiet: bool = False,
     on_bad: Literal["raise", "quarantine", "keep"] = "raise",
 ) -> Evaluation:
     """Score `model` on `data` with its task's official metric: top-1/top-5 for classifiers (mAP where pictures
-    have several labels), the COCO numbers for detectors.
+    have several labels), the COCO numbers for detectors (Pascal VOC's mAP with `metric` "voc07" or "voc10").
 
     Labels are matched by name where the model knows its class names; a model and data set of unlike classes are refused.
     `limit` scores the first so many records only (the protocol says so). Raises DataError, UsageError or CapabilityError.
@@ -74,7 +89,8 @@ def evaluate(
             raise UsageError(f"{name} must be at least 1, found {value}")
     place(model, device)
     dataset = data if _is_dataset(data) else open_data(cast(Any, data), split, on_bad=on_bad)
-    return score(model, cast(Dataset, dataset), split, batch=batch, device=device, precision=precision, limit=limit, quiet=quiet)
+    settings: dict[str, Any] = {"batch": batch, "device": device, "precision": precision, "limit": limit, "metric": metric}
+    return score(model, cast(Dataset, dataset), split, quiet=quiet, **settings)
 
 
 def _is_dataset(data: Any) -> bool:
@@ -90,6 +106,7 @@ def score(
     device: str | None = None,
     precision: str = "fp32",
     limit: int | None = None,
+    metric: Protocol | None = None,
     quiet: bool = True,
     keep: int = 0,
 ) -> Evaluation:
@@ -100,37 +117,48 @@ def score(
         raise DataError(f"the {split} split has no samples to evaluate on")
     own = getattr(zoo.paper(zoo.split(card.name)[0]), "evaluate", None)
     if own is not None:
+        if metric is not None:
+            raise CapabilityError(f"metric={metric} is a protocol of detection, {card.name} does {card.task}")
         values, protocol = own(model, dataset)
         return Evaluation(values, None, {**protocol, "data": dataset.hash, "split": split}, cast(Any, headline_of(card))[0])
     if not hasattr(model, "results"):
         raise CapabilityError(f"{card.name} has no results(): it cannot be evaluated")
-    metric, places = metric_for(card, dataset, split), label_map(card, dataset.names)
+    scorer, places = metric_for(card, dataset, split, metric), label_map(card, dataset.names)
     classes = getattr(cast(Any, model).config, "classes", None)
     if card.labels is None and classes is not None and classes != len(dataset.names):
         raise UsageError(f"{card.name} has {classes} classes without names, the data set has {len(dataset.names)}")
     indices = range(collectives.rank(), count, collectives.world_size())
-    evaluation = Evaluation({}, metric, {}, "mAP" if card.multi_label else HEADLINE[card.task])
+    evaluation = Evaluation({}, scorer, {}, headline(scorer))
     bar: Any = tqdm(total=len(indices), unit="img", desc=f"evaluate {split}", file=sys.stderr, disable=quiet, leave=False)
     with bar:
         for first in range(0, len(indices), batch):
             samples = [dataset[i] for i in indices[first : first + batch]]
             for sample, raw in zip(samples, infer(model, [_picture(s) for s in samples], device, precision)):
                 result = relabel(raw, places)
-                metric.update(result, _target(sample), sample.id)
+                scorer.update(result, _target(sample), sample.id)
                 if len(evaluation.results) < keep:
                     evaluation.results[sample.id] = result
             bar.update(len(samples))
-    for state in collectives.gather_objects(metric.state()) if collectives.world_size() > 1 else []:
-        metric.merge(cast(Any, state))
-    if len(metric) != count:
-        raise DataError(f"the {split} split has {count} samples but only {len(metric)} different ids: not all would be scored")
-    evaluation.values = metric.compute()
-    evaluation.protocol = {**metric.protocol, "limit": limit}
+    for state in collectives.gather_objects(scorer.state()) if collectives.world_size() > 1 else []:
+        scorer.merge(cast(Any, state))
+    if len(scorer) != count:
+        raise DataError(f"the {split} split has {count} samples but only {len(scorer)} different ids: not all would be scored")
+    evaluation.values = scorer.compute()
+    evaluation.protocol = {**scorer.protocol, "limit": limit}
     return evaluation
 
 
-def metric_for(card: Card, dataset: Dataset, split: str) -> AnyMetric:
+def headline(metric: AnyMetric) -> str:
+    """The name of a metric's first number, by which runs are chosen."""
+    if isinstance(metric, Accuracy):
+        return "top1"
+    return "AP" if isinstance(metric, CocoDetection) else "mAP"
+
+
+def metric_for(card: Card, dataset: Dataset, split: str, metric: Protocol | None = None) -> AnyMetric:
     """The official metric of the model's task on this data set; CapabilityError if they do not fit."""
+    if metric is not None and card.task != "detect":
+        raise CapabilityError(f"metric={metric} is a protocol of detection, {card.name} does {card.task}")
     if card.task != dataset.task:
         raise CapabilityError(f"{card.name} does {card.task}, but the data set is for {dataset.task}")
     several = bool(getattr(dataset, "multi", False))
@@ -142,8 +170,19 @@ def metric_for(card: Card, dataset: Dataset, split: str) -> AnyMetric:
     if card.task == "classify":
         return Accuracy(dataset.names, data=dataset.hash, split=split)
     if card.task == "detect":
-        return CocoDetection(dataset.names, data=dataset.hash, split=split)
+        return detection_metric(dataset.names, metric, data=dataset.hash, split=split)
     raise CapabilityError(f"no metric is known for the task {card.task!r}")
+
+
+def detection_metric(
+    names: Sequence[str], metric: Protocol | None, *, masks: bool = False, data: str = "", split: str = ""
+) -> CocoDetection | VocDetection:
+    """The metric of a detection protocol, COCO's if None. UnknownNameError names those that there are."""
+    if metric is None or metric == "coco":
+        return CocoDetection(names, masks=masks, data=data, split=split)
+    if metric not in PROTOCOLS:
+        raise UnknownNameError("metric", metric, PROTOCOLS)
+    return VocDetection(names, rule=metric, data=data, split=split)
 
 
 def label_map(card: Card, names: Sequence[str]) -> list[int] | None:

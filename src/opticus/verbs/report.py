@@ -15,8 +15,11 @@ from opticus.metrics.detect import CocoDetection
 from opticus.metrics.mistakes import confusion, describe, worst
 from opticus.metrics.multilabel import TagPrecision
 from opticus.metrics.passport import Number, Passport
+from opticus.metrics.tide import LIMIT as LOOKED_AT
+from opticus.metrics.tide import tide
+from opticus.metrics.voc import VocDetection
 from opticus.plot.figures import read_curves, reliability
-from opticus.plot.report import Pair, write_report
+from opticus.plot.report import Pair, table, write_report
 from opticus.structures import DataError, Dataset, Instances, Result
 from opticus.training.recipe import Recipe, to_json
 from opticus.verbs.evaluate import AnyMetric, Evaluation, infer, label_map, relabel
@@ -79,7 +82,26 @@ def report_of(
         args=_json(out / "args.json") or (None if recipe is None else to_json(recipe)),
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
         threshold=SCORE,
-        more=[*_calibration(metric), *([keep_tokens(out, model, data)] if has_tokens(model) else ())],
+        more=[*_calibration(metric), *_errors(metric), *([keep_tokens(out, model, data)] if has_tokens(model) else ())],
+    )
+
+
+def report_of_results(out: Path, done: Evaluation, name: str) -> Path:
+    """Write passport.json and report.html of results `name` that another program made; there are no pictures in it."""
+    keep_passport(out, done)
+    metric = done.metric
+    detects = isinstance(metric, CocoDetection | VocDetection)
+    return write_report(
+        out / "report.html",
+        title=f"{name}: {done.headline} {done.values[done.headline]:.3f}",
+        names=metric.names if detects else (),
+        summary=[{"results": name, **{key: round(value, 4) for key, value in done.values.items() if value != -1}}],
+        per_class=metric.per_class() if detects else (),
+        pr=metric.curves() if isinstance(metric, CocoDetection) else None,
+        confusion=_confusion(metric),
+        notes=[f"metric {done.protocol.get('metric')}, data {done.protocol.get('data')}"],
+        threshold=SCORE,
+        more=_errors(metric),
     )
 
 
@@ -130,7 +152,7 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric) -> list[Pair]:
     where = {data.id_of(i): i for i in range(len(data))}
     places = label_map(cast(Any, model).card, data.names)
     pairs: list[Pair] = []
-    if isinstance(metric, CocoDetection):
+    if isinstance(metric, CocoDetection | VocDetection):
         rows = [(one.id, describe(one, metric.names), one.box) for one in worst(metric, MISTAKES, score=SCORE)]
     elif isinstance(metric, TagPrecision):
         words = {True: "invented", False: "missed"}
@@ -160,10 +182,23 @@ def _calibration(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
     return [("calibration", "Calibration", f"<p>{words}</p>{reliability(bins, error)}")]
 
 
+def _errors(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
+    """What each kind of error costs a detector; nothing where there is no object to find."""
+    if not isinstance(metric, CocoDetection) or not any((~record.crowd).any() for record in metric.records.values()):
+        return []
+    found = tide(metric)
+    words = (
+        f"AP at IoU {found.iou:g} is {found.ap:.3f} of at most {LOOKED_AT} detections a picture. dAP is what it would gain if all "
+        f"errors of one kind were put right and nothing else changed (TIDE, Bolya et al. 2020): without any false positive "
+        f"{found.false_positives:+.3f}, without any missed object {found.false_negatives:+.3f}."
+    )
+    return [("errors", "What the errors cost", f"<p>{words}</p>{table(found.rows(), bars=True)}")]
+
+
 def _confusion(metric: AnyMetric | None) -> Any:
     if metric is None or isinstance(metric, TagPrecision):
         return None
-    return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection) else metric.confusion()
+    return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection | VocDetection) else metric.confusion()
 
 
 def _json(path: Path) -> dict[str, Any] | None:
