@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_a_bad_label_names_its_sample(tiny: RetinaNet) -> None:
         criterion(tiny)(out, Batch(frame(128, 128), (wrong,), ("sample-7",)))
 
 
-SMALL = {"classes": 3, "width": 32, "depth": 1, "side": 128}
+SMALL: dict[str, Any] = {"classes": 3, "width": 32, "depth": 1, "side": 128}
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def tiny():
     one, four = [1, 1, 1, 1], [[97, 130, 1], [140, 66, 2]]
     return [
         case_of("padded batch", first(BasicBlock, one, 5), "torchvision", four, frozen, {}),
-        case_of("older keys", first(BasicBlock, one, 5), "torchvision-2020", [[64, 96, 3]], frozen, {}, old),
+        case_of("older keys", first(BasicBlock, one, 5), "torchvision-v1", [[64, 96, 3]], frozen, {}, old),
         case_of("second version", second(Bottleneck, one, 5), "torchvision", [[96, 128, 4]], batch, new),
         prepared(),
     ]
@@ -130,7 +130,7 @@ def shapes(variant, rename=str):
 
 
 def manifests():
-    return {"torchvision": {v: shapes(v) for v in ("r50", "r50-v2")}, "torchvision-2020": {"r50": shapes("r50", old)}}
+    return {"torchvision": {v: shapes(v) for v in ("r50", "r50-v2")}, "torchvision-v1": {"r50": shapes("r50", old)}}
 
 
 def parameters():
@@ -140,7 +140,7 @@ def parameters():
 
 def full():
     pictures = [[320, 416, 1], [288, 320, 2]]
-    for variant, layout, rename in (("r50", "torchvision-2020", old), ("r50-v2", "torchvision", str)):
+    for variant, layout, rename in (("r50", "torchvision-v1", old), ("r50-v2", "torchvision", str)):
         model = full_size(variant).eval()
         state = fill_module(model, rename)
         outputs = run(model, pictures, dtype=torch.float32)

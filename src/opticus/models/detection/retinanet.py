@@ -252,21 +252,21 @@ VARIANTS: dict[str, Config] = {
 
 
 def _old_conv(found: re.Match[str]) -> str:
-    """Files from before torchvision 0.12 number the convolutions of a subnet among their ReLUs."""
+    """Files of torchvision's first layout number the convolutions of a subnet among their ReLUs."""
     return f"{found[1]}.conv.{int(found[2]) // 2}.0.{found[3]}"
 
 
 HEAD = r"classification\.answer\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
 _NAMES = Names(
     rename(r"backbone\.body\.(.*)", r"backbone.\1"),
-    rename(r"backbone\.fpn\.(inn|lay)er_blocks\.(\d+)(?:\.0)?\.(weight|bias)", lambda m: f"fpn.{_SIDES[m[1]]}.{m[2]}.{m[3]}"),
+    rename(r"backbone\.fpn\.inner_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"fpn.inner.\1.\2"),
+    rename(r"backbone\.fpn\.layer_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"fpn.outer.\1.\2"),
     rename(r"backbone\.fpn\.extra_blocks\.(.*)", r"coarser.\1"),
     rename(r"head\.(classification|regression)_head\.(?:cls_logits|bbox_reg)\.(.*)", r"\1.answer.\2"),
     rename(r"head\.(classification|regression)_head\.(conv\.\d+\.\d+\..*)", r"\1.\2"),
     rename(r"head\.(classification|regression)_head\.conv\.(\d+)\.(weight|bias)", _old_conv),
 )
-_SIDES = {"inn": "inner", "lay": "outer"}
-FORMATS: dict[str, Names] = {"torchvision": _NAMES, "torchvision-2020": _NAMES}  # one table: the older keys are its last rule
+FORMATS: dict[str, Names] = {"torchvision": _NAMES, "torchvision-v1": _NAMES}  # one table: its last rule is for older files
 
 
 def _published(file: str, layout: str, ap: float) -> Weights:
@@ -283,7 +283,7 @@ def _published(file: str, layout: str, ap: float) -> Weights:
 
 
 WEIGHTS: dict[str, Weights] = {
-    "r50:coco": _published("retinanet_resnet50_fpn_coco-eeacb38b", "torchvision-2020", 36.4),
+    "r50:coco": _published("retinanet_resnet50_fpn_coco-eeacb38b", "torchvision-v1", 36.4),
     "r50-v2:coco": _published("retinanet_resnet50_fpn_v2_coco-5905b1c5", "torchvision", 41.5),
 }
 PARAMETERS: dict[str, int] = {"r50": 34_014_999, "r50-v2": 38_198_935}  # as torchvision states them
