@@ -106,7 +106,7 @@ def prepared():
 
 
 def tiny():
-    frozen = {"part": "resnet/18", "changes": {"classes": 0, "norm": "frozen", "eps": 0.0, "layers": [1, 1, 1, 1]}}
+    frozen = {"part": "resnet/18", "changes": {"classes": 0, "norm": "frozen", "norm_eps": 0.0, "layers": [1, 1, 1, 1]}}
     batch = {"part": "resnet/50", "changes": {"classes": 0, "layers": [1, 1, 1, 1]}}
     new = {"norm": "group", "coarser": "c5"}
     one, four = [1, 1, 1, 1], [[97, 130, 1], [140, 66, 2]]

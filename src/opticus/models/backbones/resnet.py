@@ -41,7 +41,7 @@ class Config:
     """`dilate` lists the stages (1-based) whose stride becomes a dilation; `classes=0` leaves the head away.
 
     `residual=False` is the plain network: no shortcut, no projection. `norm="none"`: convolutions with biases, nothing after them.
-    `eps` is the norms': 0 under torchvision's first published detectors.
+    `norm_eps` is 0 under torchvision's first published detectors.
     """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
@@ -55,7 +55,7 @@ class Config:
     dilate: tuple[int, ...] = ()
     channels: int = 3
     residual: bool = True
-    eps: float = 1e-5
+    norm_eps: float = 1e-5
 
 
 # --- network -----------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class Config:
 def _norm(config: Config, width: int) -> nn.Module:
     if config.norm == "none":
         return nn.Identity()
-    return FrozenBatchNorm(width, eps=config.eps) if config.norm == "frozen" else nn.BatchNorm2d(width, config.eps)
+    return FrozenBatchNorm(width, eps=config.norm_eps) if config.norm == "frozen" else nn.BatchNorm2d(width, config.norm_eps)
 
 
 def _conv1(config: Config, width_in: int, width: int, stride: int = 1) -> nn.Conv2d:

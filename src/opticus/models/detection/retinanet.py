@@ -39,7 +39,7 @@ from opticus.weights.names import Names, rename
 TASK: Task = "detect"
 PREPARE = Prepare(resize="shortest", size=(800, 1333), antialias=False, stride=32)
 PRIOR = 0.01  # what every anchor says of every class at the start
-_R50 = Part("resnet/50", classes=0, norm="frozen", eps=0.0)
+_R50 = Part("resnet/50", classes=0, norm="frozen", norm_eps=0.0)
 SCORE, CANDIDATES, OVERLAP = 0.05, 1000, 0.5  # of an answer, of a level, of two results of one class
 
 
