@@ -140,6 +140,16 @@ def test_results_weigh_by_centreness_suppress_and_cut(tiny: FCOS) -> None:
     torch.testing.assert_close(found.boxes[1], torch.tensor([0.0, 10, 30, 60]))
 
 
+def test_half_precision_does_not_round_pixels(tiny: FCOS) -> None:
+    out, index = silent(tiny), 9 * 16 + 13
+    out.logits[0, index, 3], out.distances[0, index] = 2.0, 1.5
+    point = joined(tiny).points[index]
+    for dtype in (torch.bfloat16, torch.float16):
+        found = tiny.results(Answers(*(part.to(dtype) for part in out)), frame())[0]
+        assert isinstance(found, Instances)
+        torch.testing.assert_close(found.boxes[0], torch.cat([point - 12, point + 12]))
+
+
 def test_answers_below_the_threshold_are_no_results(tiny: FCOS) -> None:
     out = silent(tiny)
     out.distances.add_(1.0)

@@ -102,6 +102,15 @@ def test_answers_below_the_threshold_or_outside_are_no_results(tiny: RetinaNet) 
     assert len(anchors) == out.logits.shape[1]
 
 
+def test_half_precision_does_not_round_pixels(tiny: RetinaNet) -> None:
+    anchors, out = silent(tiny, (128, 128))
+    out.logits[0, 1000, 3] = 2.0
+    for dtype in (torch.bfloat16, torch.float16):
+        found = tiny.results(Answers(*(part.to(dtype) for part in out)), frame(128, 128))[0]
+        assert isinstance(found, Instances)
+        torch.testing.assert_close(found.boxes[0], anchors[1000].clamp(0, 128))
+
+
 def test_a_picture_gives_at_most_its_share(tiny: RetinaNet) -> None:
     _, out = silent(tiny, (128, 128))
     out.logits[...] = torch.randn(out.logits.shape, generator=torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from opticus.layers.fpn import FPN, CoarserLevels
 from opticus.losses.boxes import giou_loss, object_count
 from opticus.losses.focal import sigmoid_focal
-from opticus.losses.supervised import Supervised
+from opticus.losses.supervised import Supervised, widened
 from opticus.matching.anchors import NEGATIVE
 from opticus.matching.detections import best_of, in_original, level_sizes, pyramid_maps, suppressed, windows
 from opticus.matching.objects import objects_of
@@ -155,7 +155,8 @@ class FCOS(nn.Module):
 
     def results(self, out: Answers, images: Images) -> list[Result]:
         """The 1,000 best answers of each level that reach 0.2, suppressed per class at IoU 0.6, best first."""
-        scores = (out.logits.detach().sigmoid() * out.centreness.detach().sigmoid()).sqrt()
+        logits, distances, centreness = (part.detach() for part in widened(out))
+        scores = (logits.sigmoid() * centreness.sigmoid()).sqrt()
         height, width = images.pixels.shape[-2:]
         levels = self.places((height, width), scores)
         places = _joined(levels)
@@ -164,7 +165,7 @@ class FCOS(nn.Module):
             parts = [best_of(level, SCORE, CANDIDATES) for level in scores[i].split([len(p.points) for p in levels])]
             starts = torch.tensor([0, *(len(p.points) for p in levels)]).cumsum(0).tolist()
             index = torch.cat([part.places + start for part, start in zip(parts, starts)])
-            boxes = boxes_of(out.distances[i, index].detach(), places.points[index], places.strides[index])
+            boxes = boxes_of(distances[i, index], places.points[index], places.strides[index])
             labels, best = torch.cat([part.labels for part in parts]), torch.cat([part.scores for part in parts])
             kept = suppressed(boxes, labels, best, window, overlap=OVERLAP, count=self.config.detections)
             found.append(in_original(*kept, images, i))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from opticus.layers.fpn import FPN, CoarserLevels
 from opticus.losses.boxes import box_l1, giou_loss, object_count
 from opticus.losses.focal import sigmoid_focal
-from opticus.losses.supervised import Supervised
+from opticus.losses.supervised import Supervised, widened
 from opticus.matching.anchors import IGNORED, base_anchors, grid_anchors, max_iou
 from opticus.matching.detections import best_of, in_original, level_sizes, pyramid_maps, suppressed, windows
 from opticus.matching.objects import objects_of
@@ -140,7 +140,7 @@ class RetinaNet(nn.Module):
 
     def results(self, out: Answers, images: Images) -> list[Result]:
         """Section 4.1: the 1,000 best answers of each level that reach 0.05, decoded, suppressed per class at IoU 0.5, best first."""
-        logits, deltas = out.logits.detach(), out.deltas.detach()
+        logits, deltas = (part.detach() for part in widened(out))
         height, width = images.pixels.shape[-2:]
         anchors = self.anchors((height, width), deltas)
         lengths = [len(level) for level in anchors]
