@@ -41,6 +41,7 @@ class Config:
     """`dilate` lists the stages (1-based) whose stride becomes a dilation; `classes=0` leaves the head away.
 
     `residual=False` is the plain network: no shortcut, no projection. `norm="none"`: convolutions with biases, nothing after them.
+    `norm_eps` is 0 under torchvision's first published detectors.
     """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
@@ -54,6 +55,7 @@ class Config:
     dilate: tuple[int, ...] = ()
     channels: int = 3
     residual: bool = True
+    norm_eps: float = 1e-5
 
 
 # --- network -----------------------------------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ class Config:
 def _norm(config: Config, width: int) -> nn.Module:
     if config.norm == "none":
         return nn.Identity()
-    return FrozenBatchNorm(width) if config.norm == "frozen" else nn.BatchNorm2d(width)
+    return FrozenBatchNorm(width, eps=config.norm_eps) if config.norm == "frozen" else nn.BatchNorm2d(width, config.norm_eps)
 
 
 def _conv1(config: Config, width_in: int, width: int, stride: int = 1) -> nn.Conv2d:
