@@ -76,6 +76,10 @@ ROWS = (
     Row("convmixer/tiny", "crops"),
     Row("centernet/tiny", "scenes"),
     Row("detr/tiny", "scenes"),
+    Row("retinanet/tiny", "scenes"),
+    Row("fcos/tiny", "scenes"),
+    Row("faster_rcnn/tiny", "scenes"),
+    Row("ssd/tiny", "scenes"),
 )
 
 

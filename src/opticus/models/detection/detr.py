@@ -25,6 +25,7 @@ from opticus.layers.mlp import MLP
 from opticus.layers.positions import SinePositions
 from opticus.losses.boxes import box_l1, giou_loss, object_count
 from opticus.losses.supervised import Supervised
+from opticus.matching.detections import windows
 from opticus.matching.hungarian import assign, detection_cost
 from opticus.matching.objects import Objects, objects_of
 from opticus.ops.boxes import clip, cxcywh_to_xyxy, map_boxes, xyxy_to_cxcywh
@@ -221,26 +222,12 @@ class DETR(nn.Module):
         scores, labels = out.logits.detach().softmax(-1)[..., :-1].max(-1)
         boxes = cxcywh_to_xyxy(out.boxes.detach())
         found: list[Result] = []
-        for i, (window, size) in enumerate(zip(_windows(images, boxes), images.sizes)):
+        for i, (window, size) in enumerate(zip(windows(images, boxes), images.sizes)):
             order = scores[i].argsort(descending=True, stable=True)
             pixels = boxes[i, order] * (window[2:] - window[:2]).repeat(2) + window[:2].repeat(2)
             box = clip(map_boxes(pixels, images.to_input[i].inverse()), size)
             found.append(Instances(box.float(), labels[i, order], size, scores[i, order].float()))
         return found
-
-
-def _windows(images: Images, like: Tensor) -> Float[Tensor, "B 4"]:
-    """The part of each input that is picture, as xyxy pixels: what boxes are fractions of."""
-    height, width = images.pixels.shape[-2:]
-    if images.valid is None:
-        return like.new_tensor([[0, 0, width, height]]).expand(len(images.pixels), -1)
-    ends: list[Tensor] = []
-    for axis in (1, 2):
-        lines = images.valid.any(axis).to(torch.uint8)
-        first = lines.argmax(1)
-        ends += [first, first + lines.sum(1)]
-    left, right, top, bottom = ends
-    return torch.stack([left, top, right, bottom], 1).to(like)
 
 
 def _prepare(side: int) -> Prepare:
@@ -317,7 +304,7 @@ def _truth(batch: Batch, images: Images, out: Answers) -> list[Objects]:
     """The batch's objects with boxes as cxcywh fractions of the unpadded input."""
     found: list[Objects] = []
     objects = objects_of(batch.targets, out.logits.shape[-1] - 1, batch.ids)
-    for (boxes, labels), window in zip(objects, _windows(images, out.boxes), strict=True):
+    for (boxes, labels), window in zip(objects, windows(images, out.boxes), strict=True):
         fractions = (boxes.to(window) - window[:2].repeat(2)) / (window[2:] - window[:2]).repeat(2)
         found.append(Objects(xyxy_to_cxcywh(fractions), labels))
     return found
