@@ -116,10 +116,16 @@ def _changed(name: str, config: Any, changes: dict[str, Any]) -> Any:
     return dataclasses.replace(config, **changes)
 
 
+CARRIED = ("classes", "norm", "norm_eps")  # settings of a default part that another network in its place keeps
+
+
 def _part(name: str, default: Any, value: str) -> Part:
-    """A part given by name keeps those settings of the default part that the new network knows too (classes=0, norm)."""
-    fields = {field.name for field in dataclasses.fields(config_of(value))}
-    kept = {k: v for k, v in default.changes.items() if k in fields} if isinstance(default, Part) else {}
+    """A part given by name keeps what the default part says about its head and its norms, where the new network takes such a value."""
+    plain = config_of(value)
+    kept: dict[str, Any] = {}
+    for key in CARRIED if isinstance(default, Part) else ():
+        if key in default.changes and type(getattr(plain, key, None)) is type(default.changes[key]):
+            kept[key] = default.changes[key]
     return Part(value, **kept)
 
 

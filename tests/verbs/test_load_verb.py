@@ -231,3 +231,12 @@ def test_a_file_in_the_wrong_paper_lists_the_four_groups(tmp_path: Path) -> None
         opticus.load("resnet/18", file)
     assert "unmatched" in str(error.value) and "missing" in str(error.value)
     assert read(file).state.keys() == manifest("lenet", "5", "transcription").keys.keys()
+
+
+def test_a_part_given_by_name_is_that_network_and_keeps_only_head_and_norms():
+    plain, given = zoo.config_of("resnet/50"), zoo.config_of("detr/tiny", {"backbone": "resnet/50"})
+    part = given.backbone
+    assert part.name == "resnet/50" and dict(part.changes) == {"classes": 0}
+    assert zoo.config_of(part.name, dict(part.changes)).layers == plain.layers
+    assert dict(zoo.config_of("detr/r50", {"backbone": "resnet/101"}).backbone.changes) == {"classes": 0, "norm": "frozen"}
+    assert dict(zoo.config_of("detr/r50", {"backbone": "vgg/16"}).backbone.changes) == {"classes": 0}  # vgg's norm is yes or no
