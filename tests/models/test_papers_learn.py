@@ -181,16 +181,15 @@ def test_sample_weights_scale_the_loss(paper: str) -> None:
         return
 
     def total(*weights: float) -> float:
-        batch.weights = torch.tensor(weights, dtype=torch.float32)
+        batch.weights = torch.tensor(weights, dtype=torch.float32) if weights else None
+        torch.manual_seed(0)  # an objective may look at a random part of its anchors
         with torch.no_grad():
             return float(sum(objective.forward(batch, at(0, 1)).values()))
 
     first, second = total(1, 0), total(0, 1)
     assert total(1, 1) == pytest.approx(first + second, rel=1e-4)
     assert total(3, 0.5) == pytest.approx(3 * first + 0.5 * second, rel=1e-4)
-    batch.weights = None
-    with torch.no_grad():
-        assert float(sum(objective.forward(batch, at(0, 1)).values())) == pytest.approx(first + second, rel=1e-4)
+    assert total() == pytest.approx(first + second, rel=1e-4)
 
 
 # --- forward, determinism, backbones ---------------------------------------------------------------------------------------
@@ -217,8 +216,13 @@ def test_samples_do_not_influence_each_other_in_eval(paper: str) -> None:
     pixels = images.pixels.double()
     with torch.no_grad():
         whole, single = named_tensors(network(pixels), "out"), named_tensors(network(pixels[1:2]), "out")
+    owners = whole.get("out.pictures")  # of outputs that are lists of regions of all pictures
     for key, tensor in single.items():
-        torch.testing.assert_close(whole[key][1:2], tensor, rtol=1e-8, atol=1e-8)
+        if key == "out.pictures":
+            continue
+        listed = owners is not None and len(whole[key]) == len(owners)
+        own = whole[key][owners == 1] if listed and owners is not None else whole[key][1:2]
+        torch.testing.assert_close(own, tensor, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -343,5 +347,5 @@ def test_copy_and_move_to_another_type(paper: str) -> None:
         a = named_tensors(network(images.pixels), "out")
         b = named_tensors(double(images.pixels.double()), "out")
     for key, tensor in a.items():
-        assert b[key].dtype == torch.float64
-        torch.testing.assert_close(tensor.double(), b[key], rtol=1e-3, atol=1e-3)
+        assert b[key].dtype == (torch.float64 if tensor.is_floating_point() else tensor.dtype)
+        torch.testing.assert_close(tensor.double(), b[key].double(), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,61 @@
+"""Recipes for Faster R-CNN."""
+
+from __future__ import annotations
+
+from opticus.structures import Dataset
+from opticus.training.recipe import Group, Optim, Recipe, Schedule
+from opticus.transforms.colour import ColourJitter
+from opticus.transforms.geometry import Flip, RandomResizedCrop, Resize
+
+PUBLISHED = {"faster_rcnn/r50": 37.0}  # COCO val2017 AP, torchvision 0.28's weights enum
+
+
+def default(model: str, data: Dataset) -> Recipe:
+    """Embedded scenes for "tiny", COCO for the others."""
+    return tiny(model) if model == "faster_rcnn/tiny" else coco(model)
+
+
+def tiny(model: str) -> Recipe:
+    """1,500 steps of batch 16 on 128x128 pictures; digits have a handedness, so nothing is flipped.
+
+    Scenes hold few photographs, so any hue may turn into any other; crops are mild because small digits are the hard ones.
+    """
+    return Recipe(
+        model,
+        "scenes",
+        transforms=(
+            Resize((128, 128), "letterbox", fill=114),  # as the network's own `prepare` frames pictures that are not square
+            RandomResizedCrop((128, 128), scale=(0.7, 1.0), ratio=(0.85, 1.18), keep=0.5),
+            ColourJitter(0.4, 0.4, 0.4, 0.5),
+        ),
+        batch=16,
+        steps=1500,
+        optim={"all": Optim("adamw", lr=2e-3, weight_decay=0.02, clip=10.0)},
+        schedules=(Schedule("cosine", warmup=0.05, end=0.002),),
+        average=0.995,
+        evaluate_every=750,
+        save_every=500,
+        workers=1,
+        note="minutes on two cores",
+    )
+
+
+def coco(model: str) -> Recipe:
+    """FPN's 90,000 iterations of batch 16; the stem and first stage of the backbone stay as ImageNet left them."""
+    return Recipe(
+        model,
+        "",
+        transforms=(Flip(), Resize((800, 1333), "shortest")),
+        batch=16,
+        steps=90_000,
+        optim={
+            "all": Optim(
+                "sgd", lr=0.02, momentum=0.9, weight_decay=1e-4, groups=(Group(r"backbone\.(conv1|bn1|layer1)\.", frozen=True),)
+            )
+        },
+        schedules=(Schedule("step", milestones=(60 / 90, 80 / 90), warmup=500 / 90_000),),
+        workers=8,
+        note="Lin et al. 2017 (FPN), section 5.1: 90k iterations of batch 16 (the paper: eight GPUs, two pictures each), learning rate "
+        "0.02, divided by 10 at 60k and 80k, from an ImageNet backbone; torchvision publishes AP "
+        f"{PUBLISHED[model]:.1f} for a run of its own; not run here",
+    )
