@@ -299,8 +299,8 @@ VARIANTS: dict[str, Config] = {
         scale=4.0,
         ratios=(1.0, 1.6, 2.2),
         side=128,
-        proposals=(200, 100),
-        samples=(128, 64),
+        proposals=(100, 100),
+        samples=(64, 32),
     ),
     "r50": Config(),
 }
