@@ -79,7 +79,6 @@ ROWS = (
     Row("retinanet/tiny", "scenes"),
     Row("fcos/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
-    Row("ssd/tiny", "scenes"),
 )
 
 
