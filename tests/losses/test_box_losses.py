@@ -138,8 +138,8 @@ def test_detr_auxiliary_answers_exist_in_training_only():
     network = zoo.create("detr/tiny", decoder=3)
     pixels = torch.randn(1, 3, 64, 64)
     out = network(pixels)
-    assert out.auxiliary_logits.shape == (2, 1, 20, 11)
-    assert out.auxiliary_boxes.shape == (2, 1, 20, 4)
+    assert out.auxiliary_logits.shape == (2, 1, 12, 11)
+    assert out.auxiliary_boxes.shape == (2, 1, 12, 4)
     assert network.eval()(pixels)[2:] == (None, None)
 
 

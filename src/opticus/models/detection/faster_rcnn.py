@@ -216,7 +216,7 @@ def _prepare(side: int) -> Prepare:
 
 
 NETWORK = FasterRCNN
-OVERFIT = {"samples": 2, "lr": 1e-3}
+OVERFIT = {"samples": 2, "lr": 2e-3}
 
 
 # --- objective ---------------------------------------------------------------------------------------------------------
