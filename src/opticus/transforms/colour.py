@@ -107,13 +107,21 @@ def _mapped(colours: Tensor, steps: list[tuple[str, float]], more: float = 0.0) 
 
     `colours` may be overwritten.
     """
-    mean = colours.mean(1).tolist() if any(name == "contrast" for name, _ in steps) else [0.0]
+    mean = _mean(colours) if any(name == "contrast" for name, _ in steps) else [0.0]
     table = colour_matrix(steps, mean * 3 if len(colours) == 1 else mean)
     table[:, 3] += more
     if len(colours) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
         return colours.mul_(float(table[0, :3].sum())).add_(float(table[0, 3]))
     map = torch.from_numpy(table.astype(np.float32))
     return torch.addmm(map[:, 3:], map[:, :3], colours)
+
+
+def _mean(colours: Tensor) -> list[float]:
+    """The mean of each channel of colours (C, N); bytes that lie colour by colour are added up in long rows, three times as fast."""
+    channels, count = colours.shape
+    if channels == 1 or colours.is_contiguous() or count % 64:
+        return colours.mean(1).tolist()
+    return (colours.t().reshape(-1, 64 * channels).sum(0).view(64, channels).sum(0) / count).tolist()
 
 
 def colour_matrix(steps: list[tuple[str, float]], mean: list[float]) -> Floats:
