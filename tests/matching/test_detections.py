@@ -16,7 +16,7 @@ class Maps:
         self.strides, self.widths = strides, tuple(8 * stride for stride in strides)
 
     def features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        raise NotImplementedError
+        return []  # nothing here looks at values
 
 
 def images(valid: torch.Tensor | None, height: int = 12, width: int = 20) -> Images:

@@ -65,6 +65,11 @@ def best_of(scores: Float[Tensor, "N K"], threshold: float, count: int) -> Candi
     return Candidates(places // scores.shape[1], places % scores.shape[1], best)
 
 
+def cut(boxes: Float[Tensor, "M 4"], window: Float[Tensor, "4"]) -> Float[Tensor, "M 4"]:
+    """Boxes cut to `window`, xyxy of one frame; what lies wholly outside gets a side that is not positive."""
+    return torch.cat([boxes[:, :2].maximum(window[:2]), boxes[:, 2:].minimum(window[2:])], 1)
+
+
 def suppressed(
     boxes: Float[Tensor, "M 4"], labels: Tensor, scores: Tensor, window: Float[Tensor, "4"], *, overlap: float, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +77,7 @@ def suppressed(
 
     `boxes` are in the network's frame and are first cut to `window`, as torchvision does; those that keep no area are left out.
     """
-    boxes = torch.cat([boxes[:, :2].maximum(window[:2]), boxes[:, 2:].minimum(window[2:])], 1)
+    boxes = cut(boxes, window)
     inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
     boxes, labels, scores = boxes[inside], labels[inside], scores[inside]
     kept = nms_per_class(boxes, scores, labels, overlap)[:count]

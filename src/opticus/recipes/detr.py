@@ -34,7 +34,7 @@ def tiny(model: str) -> Recipe:
         evaluate_every=2000,
         save_every=500,
         workers=1,
-        note="a slow learner: about half an hour on two cores",
+        note="a slow learner: three quarters of an hour on two cores",
     )
 
 

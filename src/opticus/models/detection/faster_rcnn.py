@@ -25,7 +25,7 @@ from opticus.layers.fpn import FPN
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised
 from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, max_iou
-from opticus.matching.detections import best_of, in_original, level_sizes, pyramid_maps, suppressed, windows
+from opticus.matching.detections import best_of, cut, in_original, level_sizes, pyramid_maps, suppressed, windows
 from opticus.matching.objects import Objects, objects_of
 from opticus.ops.boxes import decode_boxes, encode_boxes
 from opticus.ops.iou import iou
@@ -167,11 +167,10 @@ class FasterRCNN(nn.Module):
                 value, place = s.topk(min(keep, len(s)))
                 boxes.append(decode_boxes(d[place], level[place]))
                 values.append(value.sigmoid())
-            box, value = torch.cat(boxes), torch.cat(values)
+            box, value = cut(torch.cat(boxes), frame), torch.cat(values)
             kinds = torch.arange(len(values), device=box.device).repeat_interleave(
                 torch.tensor([len(v) for v in values], device=box.device)
             )
-            box = torch.cat([box[:, :2].maximum(frame[:2]), box[:, 2:].minimum(frame[2:])], 1)
             large = ((box[:, 2:] - box[:, :2]) >= 1e-3).all(1)
             box, value, kinds = box[large], value[large], kinds[large]
             found.append(box[nms_per_class(box, value, kinds, PROPOSAL_OVERLAP)[:keep]])
