@@ -7,7 +7,10 @@ IoU is computed in float32 (float64 for float64 boxes) as in `opticus.ops.iou` a
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +23,30 @@ from opticus.structures import DataError, UsageError
 
 LEADERS = 256  # at most; 32 for small sets
 COLUMNS = 1024  # so that a block's work areas stay in a core's cache
+
+
+class Suppression(NamedTuple):
+    """One call of `nms_per_class`: what went in, and the indices of what came out."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor | None
+    threshold: float
+    kept: Tensor
+
+
+_WATCHED: ContextVar[list[Suppression] | None] = ContextVar("_WATCHED", default=None)
+
+
+@contextmanager
+def watched() -> Generator[list[Suppression]]:
+    """A list that every suppression inside the context is written to: for figures of boxes before and after."""
+    calls: list[Suppression] = []
+    token = _WATCHED.set(calls)
+    try:
+        yield calls
+    finally:
+        _WATCHED.reset(token)
 
 
 def nms(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, "N"], threshold: float) -> Int[Tensor, "K"]:
@@ -39,8 +66,14 @@ def nms_per_class(
     Classes are kept apart by comparing labels, not by shifting coordinates, which would round them. Raises as `nms`.
     """
     boxes, scores = boxes.detach(), scores.detach()
-    if boxes.is_cuda:
-        return nms_on_device(boxes, scores, labels, threshold)
+    kept = (nms_on_device if boxes.is_cuda else _nms_on_host)(boxes, scores, labels, threshold)
+    calls = _WATCHED.get()
+    if calls is not None:
+        calls.append(Suppression(boxes, scores, labels, threshold, kept))
+    return kept
+
+
+def _nms_on_host(boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold: float) -> Tensor:
     _refuse(boxes, scores, threshold)
     order = np.argsort(-_array(scores), kind="stable")
     corners = _corners(_array(boxes)[order])
