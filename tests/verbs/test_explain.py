@@ -52,6 +52,14 @@ ASKED: dict[str, dict[str, Any]] = {
     "receptive-field": {"model": "resnet/tiny", "layer": "layer2", "limit": 2, "data": "crops"},
     "augmentations": {"model": "resnet/tiny", "data": "crops", "columns": 2},
     "numbers": {"data": "digits"},
+    "anchors": {"model": "retinanet/tiny", "data": "scenes", "index": 1},
+    "objectness": {"model": "faster_rcnn/tiny", "data": "scenes"},
+    "nms": {"model": "retinanet/tiny", "data": "scenes", "threshold": 0.0},
+    "focal": {},
+    "slots": {"model": "detr/tiny", "data": "scenes", "limit": 6, "queries": 3},
+    "decoder-attention": {"model": "detr/tiny", "data": "scenes", "index": 2},
+    "encoder-attention": {"model": "detr/tiny", "data": "scenes"},
+    "gallery": {"model": ["centernet/tiny", "retinanet/tiny"], "data": "scenes", "limit": 2},
 }
 
 
@@ -174,6 +182,13 @@ NOT_ABLE: list[tuple[str, str, dict[str, Any], str]] = [
         {"data": "digits", "layer": "blocks.0"},
         r"layer 'blocks\.0' is no attention; those are blocks\.0\.attn",
     ),
+    ("anchors", "centernet/tiny", {"data": "scenes"}, r"centernet/tiny has no anchors\(\)"),
+    ("objectness", "retinanet/tiny", {"data": "scenes"}, "retinanet/tiny has no proposal network"),
+    ("nms", "detr/tiny", {"data": "scenes"}, "detr/tiny answers without suppression"),
+    ("slots", "fcos/tiny", {"data": "scenes"}, "fcos/tiny has no queries: expected an output with boxes"),
+    ("decoder-attention", "vit/tiny", {"data": "digits"}, "vit/tiny has no queries: expected attention with a packed"),
+    ("encoder-attention", "detr/tiny", {"data": "scenes", "layer": "backbone"}, "layer 'backbone' is no attention among"),
+    ("gallery", "lenet/5", {"data": "digits"}, "lenet/5 finds no boxes: explain gallery needs detectors"),
 ]
 
 
@@ -227,6 +242,14 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         UsageError,
         "needs no model, only a picture; found lenet/5",
     ),
+    (
+        "anchors",
+        {"model": "retinanet/tiny", "data": "scenes", "threshold": 1.5},
+        UsageError,
+        r"threshold must be in 0\.\.1, found 1.5",
+    ),
+    ("focal", {"background": 0}, UsageError, "background must be a whole number of at least 1"),
+    ("gallery", {"data": "scenes"}, UsageError, "explain gallery needs a model"),
     ("numbers", {"data": "digits", "seed": -1}, UsageError, "seed must be a whole number of at least 0, found -1"),
 ]
 

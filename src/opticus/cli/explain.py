@@ -15,13 +15,13 @@ class Explain:
     """Show what a model looks for and where it looks: opticus explain gradcam MODEL street.jpg.
 
     Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, rollout, receptive-field,
-    augmentations, numbers.
+    augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention, gallery.
     """
 
     kind: str = field(metadata=_WORD)
     model: str | None = field(default=None, metadata=_WORD)  # numbers: the picture
     source: str | None = field(default=None, metadata=_WORD)  # a picture
-    beside: tuple[str, ...] | None = None  # surface: further models
+    beside: tuple[str, ...] | None = None  # surface, gallery: further models
     data: str | None = None
     split: str = "test"
     weights: str | None = None  # a weights file for MODEL
@@ -38,7 +38,7 @@ class Explain:
     cell: tuple[int, ...] | None = None  # receptive-field: row,column
     by: Literal["pixels", "embed"] | None = None  # neighbours
     norm: Literal["l1", "l2", "cosine"] | None = None  # neighbours
-    queries: int | None = None  # neighbours
+    queries: int | None = None  # neighbours, slots, decoder-attention: how many
     k: int | None = None  # neighbours
     perplexity: float | None = None  # tsne
     fusion: Literal["mean", "max", "min"] | None = None  # rollout
@@ -46,6 +46,8 @@ class Explain:
     span: float | None = None  # surface: how far it reaches, in filter norms
     columns: int | None = None  # augmentations: draws beside each other
     size: int | None = None  # numbers: the longer side
+    threshold: float | None = None  # anchors: IoU; nms, gallery, decoder-attention: score
+    background: int | None = None  # focal: easy places
     json: bool = False
 
     def run(self) -> int:

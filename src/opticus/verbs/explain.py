@@ -17,10 +17,12 @@ from opticus.structures import CapabilityError, DataError, UnknownNameError, Usa
 from opticus.structures.files import write_atomic, write_text
 from opticus.verbs.explain_activations import activations
 from opticus.verbs.explain_attention import attention, rolled_out
+from opticus.verbs.explain_boxes import anchors, focal, gallery, objectness, suppression
 from opticus.verbs.explain_field import receptive_field
 from opticus.verbs.explain_gradcam import gradcam
 from opticus.verbs.explain_layers import title_of
 from opticus.verbs.explain_pictures import augmentations, numbers
+from opticus.verbs.explain_queries import decoder_attention, encoder_attention, slots
 from opticus.verbs.explain_request import Answer, Request, at_least, one_of
 from opticus.verbs.explain_space import neighbours, tsne
 from opticus.verbs.explain_surface import surface
@@ -56,6 +58,14 @@ KINDS: dict[str, Kind] = {
     "receptive-field": Kind(receptive_field, "one", "Receptive field"),
     "augmentations": Kind(augmentations, "one", "Augmentations of a recipe"),
     "numbers": Kind(numbers, "none", "A picture as numbers"),
+    "anchors": Kind(anchors, "one", "Anchors"),
+    "objectness": Kind(objectness, "one", "Objectness of the proposal network"),
+    "nms": Kind(suppression, "one", "Before and after suppression"),
+    "focal": Kind(focal, "none", "Focal loss"),
+    "slots": Kind(slots, "one", "Where each query answers"),
+    "decoder-attention": Kind(decoder_attention, "one", "What each detected object looks at"),
+    "encoder-attention": Kind(encoder_attention, "one", "What places of the picture look at"),
+    "gallery": Kind(gallery, "many", "Detections"),
 }
 
 
