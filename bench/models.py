@@ -36,6 +36,7 @@ from opticus.verbs.optimize import optimize
 from opticus.weights.load import load_into
 
 ROUNDS = int(os.environ.get("OPTICUS_BENCH_ROUNDS", "7"))
+SMALL_ROUNDS = 3  # of what takes many seconds
 THREADS = int(os.environ.get("OPTICUS_BENCH_THREADS", "2"))
 SAME = 1e-3  # largest difference between the peer's output and ours, relative to the largest value
 

@@ -1,6 +1,6 @@
 """make bench: every measurement in one go, printed as tables and written to docs/benchmarks.md.
 
-`python bench/run.py [models] [ops] [loader]` runs only the named parts and leaves docs/benchmarks.md alone.
+`python bench/run.py [models] [detectors] [ops] [loader]` runs only the named parts and leaves docs/benchmarks.md alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 BENCH = Path(__file__).parent
 PAGE = BENCH.parent / "docs" / "benchmarks.md"
-LIBRARIES = ("torch", "timm", "transformers", "torchvision", "numpy", "Pillow", "opticus")
+LIBRARIES = ("torch", "timm", "transformers", "torchvision", "pycocotools", "numpy", "Pillow", "opticus")
 Row = dict[str, Any]
 
 HEAD = """# Benchmarks
@@ -63,6 +63,7 @@ TIMES = {"name": "what", "ours_ms": "opticus, ms", "peer_ms": "peer, ms", "peer"
 RATES = {"what": "what", "library": "library", "value": "rate", "unit": "unit", "ratio": "ratio to torchvision v2"}
 PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "models": ("Networks", TIMES),
+    "detectors": ("Detectors", TIMES),
     "ops": ("Operations", TIMES),
     "loader": ("Loader", RATES),
 }
@@ -72,7 +73,7 @@ def measure(part: str) -> list[Row]:
     """The rows of one part (bench/<part>.py); its progress goes to stderr."""
     print(f"bench: {part}", file=sys.stderr, flush=True)
     run: Callable[..., list[Row]] = import_module(part).run
-    if part == "models":
+    if part in ("models", "detectors"):
         return run(
             show=lambda row: print(f"  {row['name']}: {row['ours_ms']} ms, ratio {row['ratio']}", file=sys.stderr, flush=True)
         )
