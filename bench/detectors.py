@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import ROUNDS, SMALL_ROUNDS, THREADS, Row, allow_torchvision, images_of, medians, row, same, training
 from torch import Tensor, nn
 
+from models import ROUNDS, SMALL_ROUNDS, THREADS, Row, allow_torchvision, images_of, medians, row, same, training
 from opticus import zoo
 from opticus.metrics.detect import CocoDetection
 from opticus.ops.iou import iou
