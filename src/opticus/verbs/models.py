@@ -308,7 +308,7 @@ def _resized(prepare: Prepare, changes: Mapping[str, Any]) -> Prepare:
     if prepare.crop is not None:
         short = round(prepare.size[0] * side / prepare.crop[0])
         return replace(prepare, size=(short, prepare.size[1]), crop=(side, side))
-    return replace(prepare, size=(side, side)) if prepare.resize == "fixed" else prepare
+    return replace(prepare, size=(side, side)) if prepare.resize in ("fixed", "letterbox") else prepare
 
 
 def identify(file: str | Path) -> Identity:
