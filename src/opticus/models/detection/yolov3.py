@@ -292,7 +292,7 @@ VARIANTS: dict[str, Config] = {
         blocks=(1, 1, 1, 1),
         widths=(192, 96),
         depths=(3, 3),
-        anchors=(15, 19, 20, 27, 27, 35, 34, 46, 44, 58, 58, 74),
+        anchors=(16, 24, 21, 33, 27, 41, 32, 52, 41, 63, 49, 81),  # of the scenes, by `opticus anchors`
         size=128,
     ),
     "416": Config(),
