@@ -259,7 +259,8 @@ def _alignment(rng: Rng, hard: bool) -> float:
     alpha, beta = float(rng.choice([0.5, 1.0])), float(rng.choice([1.0, 6.0]))
     drawn = (torch.from_numpy(v) for v in (scores, overlaps, inside))
     ours = task_aligned(*drawn, count=count, alpha=alpha, beta=beta)
-    owners, quality = aligned_twins.task_aligned(*(v.tolist() for v in (scores, overlaps, inside)), places, count, alpha, beta)
+    tables = scores.tolist(), overlaps.tolist(), inside.tolist()
+    owners, quality = aligned_twins.task_aligned(*tables, places, count, alpha, beta)
     return float(sum(a != b for a, b in zip(ours.matches.tolist(), owners, strict=True))) + _gap(ours.quality, quality)
 
 
