@@ -80,6 +80,8 @@ ROWS = (
     Row("fcos/tiny", "scenes"),
     Row("ssd/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
+    Row("yolov5/tiny", "scenes"),
+    Row("yolov8/tiny", "scenes"),
 )
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opticus.matching.aligned import task_aligned
 from opticus.ops import boxes as box_ops
 from opticus.ops import deform, iou, keypoints, masks, nms, resample, roi
+from opticus.ops.twins import aligned as aligned_twins
 from opticus.ops.twins import boxes as box_twins
 from opticus.ops.twins import deform as deform_twins
 from opticus.ops.twins import maps as map_twins
@@ -248,6 +250,20 @@ def _similarity(rng: Rng, hard: bool) -> float:
     return _gap(ours, [[map_twins.oks(f, t, b, a, sigmas) for t, b, a in zip(truth, boxes, areas, strict=True)] for f in found])
 
 
+def _alignment(rng: Rng, hard: bool) -> float:
+    objects, places, count = int(rng.integers(0, 5)), int(rng.integers(0, 30)), int(rng.integers(1, 12))
+    scores, overlaps = rng.random((2, objects, places))
+    if hard:  # ties within and between objects, zeros, and alignments near the end of float64
+        scores, overlaps = np.round(scores * 3) / 3, np.round(overlaps * 2) / 2 * float(rng.choice([1.0, 1e-40]))
+    inside = rng.random((objects, places)) < 0.6
+    alpha, beta = float(rng.choice([0.5, 1.0])), float(rng.choice([1.0, 6.0]))
+    drawn = (torch.from_numpy(v) for v in (scores, overlaps, inside))
+    ours = task_aligned(*drawn, count=count, alpha=alpha, beta=beta)
+    tables = scores.tolist(), overlaps.tolist(), inside.tolist()
+    owners, quality = aligned_twins.task_aligned(*tables, places, count, alpha, beta)
+    return float(sum(a != b for a, b in zip(ours.matches.tolist(), owners, strict=True))) + _gap(ours.quality, quality)
+
+
 CLAIMS: dict[str, Claim] = {
     "nms": Claim("keep i unless some kept j before it has IoU(i, j) > t; order: score falling, index rising", 0.0, _suppression),
     "iou": Claim("|A n B| / |A u B|, 0 where either box has no area", 1e-12, _overlap),
@@ -256,6 +272,9 @@ CLAIMS: dict[str, Claim] = {
     "roi_align": Claim("mean over a regular grid of samples per bin; a sample beyond [-1, H] is 0", 1e-12, _align),
     "roi_pool": Claim("maximum over floor(p b) .. ceil((p + 1) b) of the region rounded to pixels; empty bins 0", 0.0, _pool),
     "deform_conv": Claim("sum_k w_k m_k(p) x(p + k + offset_k(p)), x bilinear, 0 outside the map", 1e-11, _deform),
+    "task_aligned": Claim(
+        "per object the k best s^a u^b inside it; shared places to the largest u; t max(u) / max(t)", 1e-12, _alignment
+    ),
     "rle": Claim("column-major run lengths, background first, differences to the run two before in base 32", 0.0, _runs),
     "mask_boxes": Claim("(min x, min y, max x + 1, max y + 1) over the object's pixels", 0.0, _mask_boxes),
     "bilinear": Claim("sum over the 4 pixels around p of (1 - |dx|)(1 - |dy|) v, pixel centres at +0.5", 1e-12, _bilinear),
