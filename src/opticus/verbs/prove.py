@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from opticus.ops import boxes as box_ops
-from opticus.ops import deform, iou, keypoints, masks, nms, resample, roi
+from opticus.ops import corner, deform, iou, keypoints, masks, nms, resample, roi
 from opticus.ops.twins import boxes as box_twins
+from opticus.ops.twins import corner as corner_twins
 from opticus.ops.twins import deform as deform_twins
 from opticus.ops.twins import maps as map_twins
 from opticus.ops.twins import roi as roi_twins
@@ -177,6 +178,20 @@ def _deform(rng: Rng, hard: bool) -> float:
     return _gap(ours[0], deform_twins.deform_conv(x[0], offsets, weight, modulation, *settings))
 
 
+def _corners(rng: Rng, hard: bool) -> float:
+    plane = rng.standard_normal((int(rng.integers(1, 9)), int(rng.integers(1, 9))))
+    plane = np.round(plane) if hard else plane  # plateaus
+    x, error = torch.from_numpy(plane)[None, None], 0.0
+    for name, ours in (
+        ("top", corner.top_pool),
+        ("bottom", corner.bottom_pool),
+        ("left", corner.left_pool),
+        ("right", corner.right_pool),
+    ):
+        error = max(error, _gap(ours(x)[0, 0], corner_twins.pool(plane, name)))
+    return error
+
+
 def _runs(rng: Rng, hard: bool) -> float:
     count, height, width = int(rng.integers(0, 4)), int(rng.integers(1, 9)), int(rng.integers(1, 40 if hard else 9))
     on = rng.random((count, height, width)) < (rng.choice([0.0, 0.02, 0.98, 1.0]) if hard else 0.5)
@@ -256,6 +271,7 @@ CLAIMS: dict[str, Claim] = {
     "roi_align": Claim("mean over a regular grid of samples per bin; a sample beyond [-1, H] is 0", 1e-12, _align),
     "roi_pool": Claim("maximum over floor(p b) .. ceil((p + 1) b) of the region rounded to pixels; empty bins 0", 0.0, _pool),
     "deform_conv": Claim("sum_k w_k m_k(p) x(p + k + offset_k(p)), x bilinear, 0 outside the map", 1e-11, _deform),
+    "corner_pool": Claim("out(p) = max of x(p), x(p + d), x(p + 2 d), ... for d = down, up, right and left", 0.0, _corners),
     "rle": Claim("column-major run lengths, background first, differences to the run two before in base 32", 0.0, _runs),
     "mask_boxes": Claim("(min x, min y, max x + 1, max y + 1) over the object's pixels", 0.0, _mask_boxes),
     "bilinear": Claim("sum over the 4 pixels around p of (1 - |dx|)(1 - |dy|) v, pixel centres at +0.5", 1e-12, _bilinear),
