@@ -114,6 +114,22 @@ def _suppression(rng: Rng, hard: bool) -> float:
     return float(wrong)
 
 
+def _soft(rng: Rng, hard: bool) -> float:
+    boxes = draw_boxes(rng, hard, int(rng.integers(0, 60)))
+    scores = torch.from_numpy(rng.integers(0, 4, len(boxes)) / 3.0 if hard else rng.random(len(boxes)))
+    labels = torch.from_numpy(rng.integers(0, 3, len(boxes)))
+    threshold, sigma = float(rng.choice(EDGES)) if hard else float(rng.random()), float(rng.choice([0.1, 0.5, 2.0]))
+    floor = float(rng.choice([0.0, 0.001, 1 / 3]))
+    wrong = 0.0
+    for method in ("linear", "gaussian"):
+        ours = nms.soft_nms(boxes, scores, labels, method=method, threshold=threshold, sigma=sigma, floor=floor)
+        # np.exp, so that equal scores stay equal in both
+        twin = box_twins.soft_nms(boxes.tolist(), scores.tolist(), labels.tolist(), method, threshold, sigma, floor, np.exp)
+        same = ours.indices.tolist() == [index for index, _ in twin]
+        wrong += _gap(ours.scores, [score for _, score in twin]) if same else 1.0
+    return wrong
+
+
 def _coder(rng: Rng, hard: bool) -> float:
     count = int(rng.integers(0, 9))
     low, sides = rng.uniform(-50, 50, (2, count, 2)), rng.uniform(0.5, 60, (2, count, 2))
@@ -265,6 +281,7 @@ def _similarity(rng: Rng, hard: bool) -> float:
 
 CLAIMS: dict[str, Claim] = {
     "nms": Claim("keep i unless some kept j before it has IoU(i, j) > t; order: score falling, index rising", 0.0, _suppression),
+    "soft_nms": Claim("s_i <- s_i (1 - IoU) where IoU > t, or s_i exp(-IoU^2 / sigma), after every pick of the best", 1e-12, _soft),
     "iou": Claim("|A n B| / |A u B|, 0 where either box has no area", 1e-12, _overlap),
     "giou": Claim("IoU - (|hull| - |A u B|) / |hull|, fractions with denominator 0 are 0", 1e-12, _generalised),
     "box_coder": Claim("dx = (xb - xa) / wa, dw = log(wb / wa), times weights; decode cuts dw at log(1000/16)", 1e-12, _coder),
