@@ -10,7 +10,7 @@ from opticus.ops import boxes as B
 from opticus.ops import iou as I
 from opticus.ops import nms as N
 from opticus.ops.twins import boxes as twins
-from opticus.structures import DataError, UsageError
+from opticus.structures import DataError, UnknownNameError, UsageError
 
 small = st.integers(-3, 6)
 grid_boxes = st.lists(st.tuples(small, small, small, small), max_size=40)
@@ -170,3 +170,44 @@ def test_suppression_of_nothing_and_of_bad_input():
         N.nms(torch.full((1, 4), float("inf")), torch.ones(1), 0.5)
     with pytest.raises(UsageError, match="found 1"):
         N.nms(torch.zeros(1, 4), torch.ones(1), 1.5)
+
+
+@given(
+    grid_boxes,
+    st.sampled_from(["linear", "gaussian"]),
+    st.sampled_from([0.0, 1 / 7, 0.3, 0.5, 1.0]),
+    st.sampled_from([0.0, 0.001, 0.4]),
+    st.randoms(use_true_random=False),
+)
+def test_soft_suppression_equals_its_twin(rows, method, threshold, floor, random):
+    boxes = tensor(rows)
+    scores = torch.tensor([random.randrange(4) / 3 for _ in rows], dtype=torch.float64)
+    labels = torch.tensor([random.randrange(3) for _ in rows], dtype=torch.int64)
+    ours = N.soft_nms(boxes, scores, labels, method=method, threshold=threshold, floor=floor)
+    twin = twins.soft_nms(boxes.tolist(), scores.tolist(), labels.tolist(), method, threshold, 0.5, floor, np.exp)
+    assert ours.indices.tolist() == [index for index, _ in twin]
+    np.testing.assert_allclose(ours.scores.numpy(), [score for _, score in twin], rtol=0, atol=1e-12)
+
+
+def test_soft_suppression_by_hand():
+    """IoU of the second with the first 1/3, of the third with the first 0, with the second 1/3."""
+    boxes, scores = torch.tensor([[0.0, 0, 4, 4], [2, 0, 6, 4], [4, 0, 8, 4]]), torch.tensor([0.9, 0.8, 0.7])
+    linear = N.soft_nms(boxes, scores)
+    assert linear.indices.tolist() == [0, 2, 1]  # re-picked by the lowered score
+    torch.testing.assert_close(linear.scores, torch.tensor([0.9, 0.7, 0.8 * (2 / 3) ** 2]))
+    smooth = N.soft_nms(boxes, scores, method="gaussian", sigma=0.5)
+    torch.testing.assert_close(smooth.scores, torch.tensor([0.9, 0.7, 0.8 * np.exp(-2 / 9) ** 2], dtype=torch.float32))
+    assert N.soft_nms(boxes, scores, floor=0.4).indices.tolist() == [0, 2]
+    apart = N.soft_nms(boxes, scores, torch.tensor([0, 1, 0]))
+    assert apart.indices.tolist() == [0, 1, 2] and torch.equal(apart.scores, scores)
+
+
+def test_soft_suppression_of_nothing_and_of_bad_settings():
+    nothing = N.soft_nms(torch.zeros(0, 4), torch.zeros(0))
+    assert nothing.indices.tolist() == [] and nothing.scores.tolist() == []
+    half = N.soft_nms(torch.tensor([[0.0, 0, 1, 1]]).half(), torch.tensor([0.5]).half())
+    assert half.scores.dtype == torch.float16
+    with pytest.raises(UsageError, match="sigma"):
+        N.soft_nms(torch.zeros(1, 4), torch.ones(1), sigma=0.0)
+    with pytest.raises(UnknownNameError, match="did you mean 'gaussian'"):
+        N.soft_nms(torch.zeros(1, 4), torch.ones(1), method="gausian")

@@ -7,7 +7,7 @@ from opticus.structures import UnknownNameError, UsageError
 from opticus.verbs import prove
 
 
-@pytest.mark.parametrize("name", ["nms", "iou", "giou", "box_coder", "task_aligned"])
+@pytest.mark.parametrize("name", ["nms", "iou", "giou", "box_coder", "task_aligned", "soft_nms"])
 def test_claims_hold(name):
     proof = prove.prove(name, cases=25)
     assert proof.holds and proof.cases == 50 and proof.formula

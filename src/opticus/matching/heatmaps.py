@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from opticus.matching.objects import objects_of
@@ -91,7 +91,6 @@ def point_targets(
 
     Boxes are clipped to the map; what then has no area is left out, like crowd regions. Errors as in `objects_of`.
     """
-    height, width = size
     boxes: list[Tensor] = []
     labels: list[Tensor] = []
     for box, label in objects_of(targets, classes, ids):
@@ -102,10 +101,26 @@ def point_targets(
     image = torch.cat([torch.full_like(label, i) for i, label in enumerate(labels)])
     box, label = torch.cat(boxes), torch.cat(labels)
     sizes = box[:, 2:] - box[:, :2]
-    centres = (box[:, :2] + box[:, 2:]) / 2
-    cells = torch.minimum(centres.long(), torch.tensor([width - 1, height - 1], device=box.device))
-    heat = gaussian_planes(cells, gaussian_radius(sizes, overlap), image * classes + label, len(labels) * classes, size)
-    return PointTargets(heat.view(len(labels), classes, *size), image, cells, sizes, centres - cells)
+    points = (box[:, :2] + box[:, 2:]) / 2
+    planes = image * classes + label
+    placed = place(points, gaussian_radius(sizes, overlap), planes, len(labels) * classes, size)
+    return PointTargets(placed.heat.view(len(labels), classes, *size), image, placed.cells, sizes, placed.offsets)
+
+
+class Placed(NamedTuple):
+    """Points on maps: `heat` (P,H,W) with a Gaussian around each, `cells` (N,2) int64 x and y, `offsets` (N,2) point minus cell."""
+
+    heat: Tensor
+    cells: Tensor
+    offsets: Tensor
+
+
+def place(
+    points: Float[Tensor, "N 2"], radii: Int[Tensor, "N"], planes: Int[Tensor, "N"], count: int, size: tuple[int, int]
+) -> Placed:
+    """Put points (x and y in cells, not negative) onto `count` planes of `size` (H, W); those beyond the end get the last cell."""
+    cells = torch.minimum(points.long(), torch.tensor([size[1] - 1, size[0] - 1], device=points.device))
+    return Placed(gaussian_planes(cells, radii, planes, count, size), cells, points - cells)
 
 
 def peaks(heat: Float[Tensor, "B K H W"], count: int) -> Peaks:
@@ -118,3 +133,14 @@ def peaks(heat: Float[Tensor, "B K H W"], count: int) -> Peaks:
     scores, index = best.flatten(1).topk(min(count, heat[0].numel()), dim=1)
     cell = index % (height * width)
     return Peaks(scores, index // (height * width), cell % width, cell // width)
+
+
+def values_at(maps: Float[Tensor, "B C H W"], cells: Int[Tensor, "B P"]) -> Float[Tensor, "B P C"]:
+    """The vectors of maps at flat cell numbers y W + x."""
+    return maps.flatten(2).gather(2, cells[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
+
+
+def cells_inside(valid: Bool[Tensor, "B H W"], size: tuple[int, int], stride: int) -> Bool[Tensor, "B 1 h w"]:
+    """Which cells of maps of `size` (h, w) have a middle pixel that is picture; cells beyond the mask are padding."""
+    inside = valid[:, None, stride // 2 :: stride, stride // 2 :: stride]
+    return F.pad(inside, (0, size[1] - inside.shape[-1], 0, size[0] - inside.shape[-2]))

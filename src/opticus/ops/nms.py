@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression, exact and vectorised.
+"""Greedy non-maximum suppression, exact and vectorised, and its soft form (`soft_nms`), which lowers scores instead.
 
 The rule: visit boxes by falling score, equal scores by rising index; keep a box unless its IoU with a kept one exceeds the
 threshold. It runs in blocks of leaders: the next boxes decide among themselves, then the kept ones strike out the rest at once.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opticus.ops.iou import iou
-from opticus.structures import DataError, UsageError
+from opticus.structures import DataError, UnknownNameError, UsageError
 
 LEADERS = 256  # at most; 32 for small sets
 COLUMNS = 1024  # so that a block's work areas stay in a core's cache
@@ -107,6 +107,74 @@ def nms_on_device(
         alive[begin + strikes.shape[0] :] &= ~(strikes[:, strikes.shape[0] :] & kept[:, None]).any(0)
         alive[block] = kept
     return order[alive]
+
+
+class Softened(NamedTuple):
+    """What `soft_nms` keeps: `indices` (K,) and their lowered `scores` (K,), best first."""
+
+    indices: Int[Tensor, "K"]
+    scores: Float[Tensor, "K"]
+
+
+def soft_nms(
+    boxes: Float[Tensor, "N 4"],
+    scores: Float[Tensor, "N"],
+    labels: Int[Tensor, "N"] | None = None,
+    *,
+    method: str = "linear",
+    threshold: float = 0.3,
+    sigma: float = 0.5,
+    floor: float = 0.001,
+) -> Softened:
+    """Soft-NMS (Bodla et al., ICCV 2017, arXiv:1704.04503): neighbours of a pick lose score instead of their lives.
+
+    Among the boxes of one label the best of those left is picked (equal scores: the lower index); each of the others is multiplied by
+    1 - IoU where IoU > `threshold` ("linear"), or by exp(-IoU^2 / sigma) ("gaussian"), and dropped once its score is below `floor`;
+    then the next best by the lowered scores is picked. The defaults are the authors' (bharatsingh430/soft-nms, MIT), whose boxes
+    are one pixel larger and whose first pick survives below the floor. Runs on the CPU, whatever the device. Raises as `nms`.
+    """
+    if method not in ("linear", "gaussian"):
+        raise UnknownNameError("soft-NMS method", method, ("linear", "gaussian"))
+    if not (sigma > 0 and floor >= 0):
+        raise UsageError(f"soft_nms: expected sigma above 0 and a floor of at least 0, found {sigma} and {floor}")
+    boxes, scores = boxes.detach(), scores.detach()
+    _refuse(boxes, scores, threshold)
+    corners, lowered = _corners(_array(boxes)), _array(scores).copy()
+    kinds = np.zeros(len(lowered), np.int64) if labels is None else labels.cpu().numpy()
+    alive = lowered >= floor
+    kept: list[int] = []
+    for kind in np.unique(kinds[alive]):
+        members = np.flatnonzero(alive & (kinds == kind))
+        picks, lowered[members] = _soften(corners[:, members], lowered[members], method, threshold, sigma, floor)
+        kept += members[picks].tolist()
+    found = np.sort(np.asarray(kept, np.int64))
+    found = found[np.argsort(-lowered[found], kind="stable")]
+    values = torch.from_numpy(lowered[found]).to(scores.device, scores.dtype)
+    return Softened(torch.from_numpy(found).to(boxes.device), values)
+
+
+def _soften(
+    corners: NDArray[Any], scores: NDArray[Any], method: str, threshold: float, sigma: float, floor: float
+) -> tuple[list[int], NDArray[Any]]:
+    """The picks among boxes of one label in their order, and everybody's last score."""
+    area = (corners[2] - corners[0]) * (corners[3] - corners[1])
+    final, limit = scores.copy(), _limit(threshold, corners.dtype)
+    places, table, left = np.arange(len(scores)), np.concatenate([corners, area[None]]), scores.copy()
+    picks: list[int] = []
+    while len(left):
+        best = int(left.argmax())
+        picks.append(int(places[best]))
+        final[places[best]] = left[best]
+        x0, y0, x1, y1, size = table[:, best].tolist()
+        width = np.minimum(table[2], x1) - np.maximum(table[0], x0)
+        inter = np.maximum(width, 0) * np.maximum(np.minimum(table[3], y1) - np.maximum(table[1], y0), 0)
+        union = table[4] + size - inter
+        overlap = inter / np.where(union > 0, union, 1)
+        left *= np.exp(-(overlap * overlap) / sigma) if method == "gaussian" else np.where(overlap > limit, 1 - overlap, 1)
+        keep = left >= floor
+        keep[best] = False
+        places, table, left = places[keep], table[:, keep], left[keep]
+    return picks, final
 
 
 class _Scratch:

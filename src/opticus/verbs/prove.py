@@ -12,9 +12,10 @@ from torch import Tensor
 
 from opticus.matching.aligned import task_aligned
 from opticus.ops import boxes as box_ops
-from opticus.ops import deform, iou, keypoints, masks, nms, resample, roi
+from opticus.ops import corner, deform, iou, keypoints, masks, nms, resample, roi
 from opticus.ops.twins import aligned as aligned_twins
 from opticus.ops.twins import boxes as box_twins
+from opticus.ops.twins import corner as corner_twins
 from opticus.ops.twins import deform as deform_twins
 from opticus.ops.twins import maps as map_twins
 from opticus.ops.twins import roi as roi_twins
@@ -115,6 +116,22 @@ def _suppression(rng: Rng, hard: bool) -> float:
     return float(wrong)
 
 
+def _soft(rng: Rng, hard: bool) -> float:
+    boxes = draw_boxes(rng, hard, int(rng.integers(0, 60)))
+    scores = torch.from_numpy(rng.integers(0, 4, len(boxes)) / 3.0 if hard else rng.random(len(boxes)))
+    labels = torch.from_numpy(rng.integers(0, 3, len(boxes)))
+    threshold, sigma = float(rng.choice(EDGES)) if hard else float(rng.random()), float(rng.choice([0.1, 0.5, 2.0]))
+    floor = float(rng.choice([0.0, 0.001, 1 / 3]))
+    wrong = 0.0
+    for method in ("linear", "gaussian"):
+        ours = nms.soft_nms(boxes, scores, labels, method=method, threshold=threshold, sigma=sigma, floor=floor)
+        # np.exp, so that equal scores stay equal in both
+        twin = box_twins.soft_nms(boxes.tolist(), scores.tolist(), labels.tolist(), method, threshold, sigma, floor, np.exp)
+        same = ours.indices.tolist() == [index for index, _ in twin]
+        wrong += _gap(ours.scores, [score for _, score in twin]) if same else 1.0
+    return wrong
+
+
 def _coder(rng: Rng, hard: bool) -> float:
     count = int(rng.integers(0, 9))
     low, sides = rng.uniform(-50, 50, (2, count, 2)), rng.uniform(0.5, 60, (2, count, 2))
@@ -177,6 +194,20 @@ def _deform(rng: Rng, hard: bool) -> float:
         stride=stride, padding=padding, dilation=dilation,
     )  # fmt: skip
     return _gap(ours[0], deform_twins.deform_conv(x[0], offsets, weight, modulation, *settings))
+
+
+def _corners(rng: Rng, hard: bool) -> float:
+    plane = rng.standard_normal((int(rng.integers(1, 9)), int(rng.integers(1, 9))))
+    plane = np.round(plane) if hard else plane  # plateaus
+    x, error = torch.from_numpy(plane)[None, None], 0.0
+    for name, ours in (
+        ("top", corner.top_pool),
+        ("bottom", corner.bottom_pool),
+        ("left", corner.left_pool),
+        ("right", corner.right_pool),
+    ):
+        error = max(error, _gap(ours(x)[0, 0], corner_twins.pool(plane, name)))
+    return error
 
 
 def _runs(rng: Rng, hard: bool) -> float:
@@ -266,6 +297,7 @@ def _alignment(rng: Rng, hard: bool) -> float:
 
 CLAIMS: dict[str, Claim] = {
     "nms": Claim("keep i unless some kept j before it has IoU(i, j) > t; order: score falling, index rising", 0.0, _suppression),
+    "soft_nms": Claim("s_i <- s_i (1 - IoU) where IoU > t, or s_i exp(-IoU^2 / sigma), after every pick of the best", 1e-12, _soft),
     "iou": Claim("|A n B| / |A u B|, 0 where either box has no area", 1e-12, _overlap),
     "giou": Claim("IoU - (|hull| - |A u B|) / |hull|, fractions with denominator 0 are 0", 1e-12, _generalised),
     "box_coder": Claim("dx = (xb - xa) / wa, dw = log(wb / wa), times weights; decode cuts dw at log(1000/16)", 1e-12, _coder),
@@ -275,6 +307,7 @@ CLAIMS: dict[str, Claim] = {
     "task_aligned": Claim(
         "per object the k best s^a u^b inside it; shared places to the largest u; t max(u) / max(t)", 1e-12, _alignment
     ),
+    "corner_pool": Claim("out(p) = max of x(p), x(p + d), x(p + 2 d), ... for d = down, up, right and left", 0.0, _corners),
     "rle": Claim("column-major run lengths, background first, differences to the run two before in base 32", 0.0, _runs),
     "mask_boxes": Claim("(min x, min y, max x + 1, max y + 1) over the object's pixels", 0.0, _mask_boxes),
     "bilinear": Claim("sum over the 4 pixels around p of (1 - |dx|)(1 - |dy|) v, pixel centres at +0.5", 1e-12, _bilinear),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from opticus.losses.boxes import object_count
 from opticus.losses.focal import penalty_reduced_focal
 from opticus.losses.supervised import Supervised
-from opticus.matching.heatmaps import peaks, point_targets
+from opticus.matching.heatmaps import cells_inside, peaks, point_targets, values_at
 from opticus.ops.boxes import clip, map_boxes
 from opticus.structures import Backbone, Batch, CapabilityError, Images, Instances, Part, Prepare, Result, Task, UsageError, Weights
 from opticus.weights.names import Names, keep, rename
@@ -152,11 +152,11 @@ class CenterNet(nn.Module):
         """Up to `config.peaks` boxes a picture around the peaks of the heat map, best first; no suppression is needed."""
         heat = out.heat.detach().sigmoid()
         if images.valid is not None:
-            heat = heat * _cells_inside(images.valid, heat)
+            heat = heat * cells_inside(images.valid, (heat.shape[-2], heat.shape[-1]), STRIDE)
         best = peaks(heat, self.config.peaks)
         cell = best.y * heat.shape[-1] + best.x
-        centres = torch.stack([best.x, best.y], -1) + _at(out.offsets.detach(), cell)
-        half = _at(out.sizes.detach(), cell).clamp(min=0) / 2  # a negative side is an empty box, not a mirrored one
+        centres = torch.stack([best.x, best.y], -1) + values_at(out.offsets.detach(), cell)
+        half = values_at(out.sizes.detach(), cell).clamp(min=0) / 2  # a negative side is an empty box, not a mirrored one
         boxes = torch.cat([centres - half, centres + half], -1) * STRIDE
         found: list[Result] = []
         for i, size in enumerate(images.sizes):
@@ -164,18 +164,6 @@ class CenterNet(nn.Module):
             keep = (best.scores[i] > 0) & (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
             found.append(Instances(box[keep].float(), best.labels[i][keep], size, best.scores[i][keep].float()))
         return found
-
-
-def _at(maps: Float[Tensor, "B C H W"], cell: Tensor) -> Float[Tensor, "B P C"]:
-    """The vectors of a map at flat cell numbers (B, P)."""
-    return maps.flatten(2).gather(2, cell[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
-
-
-def _cells_inside(valid: Tensor, heat: Tensor) -> Tensor:
-    """(B, 1, h, w) True for cells whose middle pixel is picture; cells beyond the mask are padding."""
-    inside = valid[:, None, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-    missing = (heat.shape[-2] - inside.shape[-2], heat.shape[-1] - inside.shape[-1])
-    return F.pad(inside, (0, missing[1], 0, missing[0]))
 
 
 NETWORK = CenterNet

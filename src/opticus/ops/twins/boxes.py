@@ -1,9 +1,9 @@
-"""Literal loops of the overlap measures, greedy suppression and the R-CNN box coder."""
+"""Literal loops of the overlap measures, greedy and soft suppression and the R-CNN box coder."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Number = Any  # a Python float, or a NumPy scalar for arithmetic of another precision
@@ -39,6 +39,34 @@ def nms(boxes: Sequence[Box], scores: Sequence[float], labels: Sequence[int], th
         if not any(labels[i] == labels[j] and iou(boxes[j], boxes[i]) > threshold for j in kept):
             kept.append(i)
     return kept
+
+
+def soft_nms(
+    boxes: Sequence[Box],
+    scores: Sequence[Number],
+    labels: Sequence[int],
+    method: str,
+    threshold: float,
+    sigma: float,
+    floor: float,
+    exp: Callable[[Number], Number] = math.exp,
+) -> list[tuple[int, Number]]:
+    """(index, lowered score) of the survivors by falling lowered score, ties by rising index; `exp` of the caller's precision."""
+    kept: list[tuple[int, Number]] = []
+    for label in set(labels):
+        left = {i: scores[i] for i in range(len(boxes)) if labels[i] == label and scores[i] >= floor}
+        while left:
+            best = min(left, key=lambda i: (-left[i], i))
+            kept.append((best, left.pop(best)))
+            for i in list(left):
+                overlap = iou(boxes[best], boxes[i])
+                if method == "linear":
+                    left[i] = left[i] * (1 - overlap) if overlap > threshold else left[i]
+                else:
+                    left[i] = left[i] * exp(-(overlap * overlap) / sigma)
+                if left[i] < floor:
+                    del left[i]
+    return sorted(kept, key=lambda pair: (-pair[1], pair[0]))
 
 
 def encode(box: Box, anchor: Box, weights: Sequence[float]) -> list[float]:
