@@ -2,6 +2,10 @@
 
 Boxes become xyxy (x, y, x + w, y + h), category ids contiguous labels in the order of the ids; `iscrowd` and the annotation's own
 `area` are kept (COCO's evaluation uses them); masks stay in the file and are read when they are asked for.
+
+Read as published are also LVIS (pictures named by `coco_url`, categories that a picture was searched for in vain or marked
+incompletely: `Detections.federation`), Objects365 (pictures in patch0/, patch1/, ... or under images/v1/patch0/) and Roboflow's
+exports (`<split>/_annotations.coco.json`, whose category 0 is only the heading of the others and becomes no class).
 """
 
 from __future__ import annotations
@@ -16,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from opticus.data.detections import Detections, Origin, Pictures
+from opticus.data.federated import FREQUENCIES, Federation, Lists, contradictions, known
 from opticus.data.findings import Finding
 from opticus.data.jsonstream import record_at, records, text_of
 from opticus.data.records import Boxes, Strings
-from opticus.data.splits import resolve, split_in
+from opticus.data.splits import canonical, resolve, split_in
 from opticus.structures import RLE, DataError
 
+_FORMS = ("annotations/*.json", "*.json", "*/_annotations.coco.json", "*/zhiyuan_objv2_*.json")
 _KEYS = frozenset({"images", "annotations", "categories"})
-_OTHER = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
+_OTHER = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_", "lvis_v1_image_info_")
 _ROBOFLOW = "_annotations.coco.json"
 
 
@@ -41,7 +47,7 @@ def read(path: Path, split: str, *, pictures: bool = True) -> Detections:
     name = next(iter(files)) if path.is_file() else resolve(split, files, str(path))
     file = files[name]
     parsed = _parse(file, pictures)
-    root = _image_root(file, name, parsed.files) if pictures else file.parent
+    root, parsed.files = _image_root(file, name, parsed.files) if pictures else (file.parent, parsed.files)
     with file.open("rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
     origin = Origin(name, tuple(sorted(files)), content, parsed.notes)
@@ -54,7 +60,9 @@ def read(path: Path, split: str, *, pictures: bool = True) -> Detections:
     )
     boxes = _flat(parsed, ids, file)
     where = boxes.where if boxes.where is not None else np.zeros(0, np.int64)
-    return Detections(listed, boxes, names, ids, origin, masks=Masks(file, where))
+    data = Detections(listed, boxes, names, ids, origin, masks=Masks(file, where))
+    data.federation = _federation(parsed, data, ids)
+    return data
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -63,16 +71,24 @@ def _files(path: Path) -> dict[str, Path]:
         if path.suffix.lower() != ".json" or not _looks_right(path):
             return {}
         return {split_in(path.stem) or "train": path}
-    candidates = sorted([*path.glob("annotations/*.json"), *path.glob("*.json"), *path.glob(f"*/{_ROBOFLOW}")])
+    candidates = sorted({file for form in _FORMS for file in path.glob(form)})
     candidates = [file for file in candidates if _looks_right(file)]
     plain = [file for file in candidates if not file.name.startswith(_OTHER)] or candidates
     found: dict[str, Path] = {}
     for file in plain:
         name = file.parent.name if file.name == _ROBOFLOW else split_in(file.stem) or "train"
-        if name in found:
-            raise DataError(f"{path}: both {found[name].name} and {file.name} are the split {name!r}; give the JSON file itself")
+        # LVIS beside COCO: "train" must not silently be the one and "train2017" the other
+        rival = found.get(name) or next(
+            (f for s, f in found.items() if canonical(s) == canonical(name) and _is_lvis(f) != _is_lvis(file)), None
+        )
+        if rival is not None:
+            raise DataError(f"{path}: both {rival.name} and {file.name} are the split {name!r}; give the JSON file itself")
         found[name] = file
     return found
+
+
+def _is_lvis(file: Path) -> bool:
+    return file.name.startswith("lvis")
 
 
 def _looks_right(path: Path) -> bool:
@@ -99,6 +115,11 @@ class _Parsed:
     ids: array[int] = field(default_factory=lambda: array("q"))
     where: array[int] = field(default_factory=lambda: array("q"))
     categories: dict[int, str] = field(default_factory=dict[int, str])
+    parents: dict[int, str] = field(default_factory=dict[int, str])  # supercategory of each category
+    frequencies: dict[int, str] = field(default_factory=dict[int, str])  # LVIS
+    absent: Lists = field(default_factory=Lists)  # LVIS: neg_category_ids of every picture
+    partial: Lists = field(default_factory=Lists)  # LVIS: not_exhaustive_category_ids
+    federated: bool = False
     notes: list[Finding] = field(default_factory=list[Finding])
 
     def note(self, kind: str, record: str, detail: str) -> None:
@@ -116,7 +137,7 @@ def _parse(path: Path, pictures: bool) -> _Parsed:
             elif key == "images":
                 _image(parsed, value)
             else:
-                parsed.categories[int(value["id"])] = text_of(value.get("name", value["id"]))
+                _category(parsed, value)
         except KeyError as error:
             parsed.note("malformed record", _owner(key, value), f"{key}[{number}] has no {error.args[0]!r}")
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -147,9 +168,26 @@ def _annotation(parsed: _Parsed, value: dict[str, Any], offset: int) -> None:
     parsed.where.append(offset)
 
 
+def _category(parsed: _Parsed, value: dict[str, Any]) -> None:
+    number, frequency = int(value["id"]), value.get("frequency", "")
+    if frequency not in ("", *FREQUENCIES):
+        raise ValueError(f"frequency {frequency!r} of category {number} is none of {', '.join(FREQUENCIES)}")
+    parsed.categories[number] = text_of(value.get("name", number))
+    parsed.parents[number] = text_of(value.get("supercategory", ""))
+    parsed.frequencies[number] = frequency
+
+
+def _file(value: dict[str, Any], needed: bool) -> str:
+    """The picture's name; of LVIS v1, which has none, the folder and name at the end of its address."""
+    if "file_name" not in value and "coco_url" in value:
+        return "/".join(text_of(value["coco_url"]).split("/")[-2:])
+    return text_of(value["file_name"] if needed else value.get("file_name", value["id"]))
+
+
 def _image(parsed: _Parsed, value: dict[str, Any]) -> None:
     number = int(value["id"])
-    file = text_of(value["file_name"] if parsed.pictures else value.get("file_name", number))
+    file = _file(value, parsed.pictures)
+    lists = [[int(i) for i in value.get(key, ())] for key in ("neg_category_ids", "not_exhaustive_category_ids")]
     height, width = int(value.get("height") or 0), int(value.get("width") or 0)
     if file.startswith(("/", "\\")) or ".." in Path(file).parts:
         parsed.note("unsafe path", str(number), f"file_name {file!r} leaves the folder of the data")
@@ -158,11 +196,31 @@ def _image(parsed: _Parsed, value: dict[str, Any]) -> None:
     parsed.files.append(file)
     parsed.heights.append(height)
     parsed.widths.append(width)
+    parsed.absent.append(lists[0])
+    parsed.partial.append(lists[1])
+    parsed.federated |= "neg_category_ids" in value
 
 
 def _categories(parsed: _Parsed) -> tuple[tuple[str, ...], tuple[int, ...]]:
     ids = tuple(sorted(parsed.categories))
+    if parsed.path.name == _ROBOFLOW and len(ids) > 1 and ids[0] == 0 and 0 not in set(parsed.kinds):
+        heading = parsed.categories[0]
+        if all(parsed.parents[i] == heading for i in ids[1:]) and parsed.parents[0] in ("", "none"):
+            ids = ids[1:]
     return tuple(parsed.categories[i] for i in ids), ids
+
+
+def _federation(parsed: _Parsed, data: Detections, ids: tuple[int, ...]) -> Federation | None:
+    """What LVIS knows about every picture; None for data that says nothing of the kind."""
+    if not parsed.federated:
+        return None
+    pictures, file, known_ids = data.pictures.ids, str(parsed.path), np.asarray(ids, np.int64)
+    pairs = [
+        known(owners, values, _positions(known_ids, values), pictures, file, parsed.notes)
+        for owners, values in (parsed.absent.flat(), parsed.partial.flat())
+    ]
+    parsed.notes += contradictions(pairs[0], data.table, pictures, data.names, file)
+    return Federation(pictures, pairs[0], pairs[1], tuple(parsed.frequencies[i] for i in ids))
 
 
 def _flat(parsed: _Parsed, category_ids: tuple[int, ...], path: Path) -> Boxes:
@@ -254,14 +312,26 @@ def code_of(shape: Any, size: tuple[int, int], where: str) -> bytes:
     return counts if isinstance(counts, bytes) else str(counts).encode("latin-1")
 
 
-def _image_root(file: Path, split: str, names: Strings) -> Path:
-    """The folder that the pictures' names are relative to: found by looking for the first few of them."""
+def _image_root(file: Path, split: str, names: Strings) -> tuple[Path, Strings]:
+    """The folder of the pictures and their names relative to it: found by looking for the first few of them.
+
+    Names of several folders are tried whole and by their last two parts (Objects365: images/v1/patch0/a.jpg lies in train/patch0).
+    """
     base = file.parent.parent if file.parent.name == "annotations" else file.parent
     short = file.stem.removeprefix("instances_")
     inner = [f"images/{split}", f"images/{short}", split, short, "images", "."]
-    tried = [base / name for name in inner] + [file.parent / name for name in inner]
-    for root in dict.fromkeys(tried):
-        if any((root / name).is_file() for name in islice(names, 5)):
-            return root
-    shown = ", ".join(str(root) for root in dict.fromkeys(tried))
+    beside = [base.parent / "coco"] if _is_lvis(file) else []  # LVIS has COCO's pictures
+    tried = list(dict.fromkeys([base / name for name in inner] + [file.parent / name for name in inner] + beside))
+    first = list(islice(names, 5))
+    for root in tried:
+        if any((root / name).is_file() for name in first):
+            return root, names
+    for root in tried:
+        if any((root / _end(name)).is_file() for name in first):
+            return root, Strings(_end(name) for name in names)
+    shown = ", ".join(str(root) for root in tried)
     raise DataError(f"{file}: the picture {names[0]!r} was not found in any of {shown}")
+
+
+def _end(name: str) -> str:
+    return "/".join(name.split("/")[-2:])

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opticus.data.decode import decode, header
+from opticus.data.federated import Federation
 from opticus.data.findings import Finding
 from opticus.data.records import Boxes, Strings
 from opticus.structures import RLE, DataError, Instances, Sample, Task
@@ -64,6 +65,7 @@ class Detections:
         self.notes = origin.notes
         self.relative = relative
         self.read_masks = masks
+        self.federation: Federation | None = None  # LVIS: what is known about classes without a box
         self.masks = False  # True adds instance masks to the targets, where the format has them
 
     @property

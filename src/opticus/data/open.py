@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from opticus.data import archive, cifar, coco, folder, mnist, tags, voc, yolo
+from opticus.data import archive, cifar, coco, folder, mnist, openimages, tags, voc, yolo
 from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -33,8 +33,9 @@ class Format(NamedTuple):
 
 # Tried in this order; the folder of pictures comes last because it matches most.
 FORMATS = (
-    Format("coco", "a COCO JSON, annotations/*.json or */_annotations.coco.json", coco.matches, coco.read),
+    Format("coco", "a COCO, LVIS or Objects365 JSON, annotations/*.json or */_annotations.coco.json", coco.matches, coco.read),
     Format("voc", "Annotations/*.xml (Pascal VOC)", voc.matches, voc.read),
+    Format("openimages", "*-annotations-bbox.csv (Open Images)", openimages.matches, openimages.read),
     Format("yolo", "data.yaml, or images/ beside labels/ (YOLO)", yolo.matches, yolo.read),
     Format("cifar", "data_batch_* or train.bin (CIFAR)", cifar.matches, cifar.read),
     Format("mnist", "*-images-idx3-ubyte[.gz] with labels (MNIST)", mnist.matches, mnist.read),

@@ -32,6 +32,7 @@ class Subset:
         self.split: str = base.split
         self.splits: tuple[str, ...] = base.splits
         self.multi = bool(getattr(base, "multi", False))
+        self.federation: Any = getattr(base, "federation", None)  # by id, so it serves the subset as it is
         self.hash: str = digest(base.hash, self.indices)
 
     def __len__(self) -> int:
