@@ -36,7 +36,8 @@ TASK: Task = "classify"
 class Config:
     """`layers` are the convolutions of each stage, `grid` the side of the last pooled map; `classes=0` leaves the last layer away.
 
-    `dense`: the hidden layers slide over a map larger than the grid and their activations are averaged (section 3.2).
+    `dense`: the hidden layers slide over a map larger than the grid and their activations are averaged (section 3.2). `hidden=0`
+    leaves both hidden layers away, as part of a detector that has its own: the last pooled map is what is embedded and classified.
     """
 
     layers: tuple[int, ...] = (2, 2, 3, 3, 3)
@@ -87,16 +88,17 @@ class VGG(nn.Module):
         self.strides = tuple(2**i for i in range(len(config.layers) + 1))
         self.widths = (*(_width(config, i) for i in stages), _width(config, stages[-1]))
         self.trunk = _trunk(config)
-        self.fc6 = nn.Linear(self.widths[-1] * config.grid**2, config.hidden)
-        self.fc7 = nn.Linear(config.hidden, config.hidden)
-        self.fc8 = nn.Linear(config.hidden, config.classes) if config.classes else None
+        pooled = self.widths[-1] * config.grid**2
+        self.fc6 = nn.Linear(pooled, config.hidden) if config.hidden else None
+        self.fc7 = nn.Linear(config.hidden, config.hidden) if config.hidden else None
+        self.fc8 = nn.Linear(config.hidden or pooled, config.classes) if config.classes else None
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(config.dropout)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.64 * config.hidden**-0.5)  # torchvision's 0.01 for 4096 units
+                nn.init.normal_(module.weight, std=0.64 * (config.hidden or pooled) ** -0.5)  # torchvision's 0.01 for 4096
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -114,20 +116,22 @@ class VGG(nn.Module):
     def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """The activations of the second hidden layer, which the last layer classifies."""
         x, grid = self.trunk(pixels), self.config.grid
-        if self.config.dense:
-            return self._slide(x)
+        if self.config.dense and self.fc6 is not None and self.fc7 is not None:
+            return self._slide(x, self.fc6, self.fc7)
         if x.shape[2:] != (grid, grid):
             x = F.adaptive_avg_pool2d(x, grid)
+        if self.fc6 is None or self.fc7 is None:
+            return x.flatten(1)
         x = self.dropout(self.relu(self.fc6(x.flatten(1))))
         return self.relu(self.fc7(x))
 
-    def _slide(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D"]:
+    def _slide(self, x: Float[Tensor, "B C h w"], fc6: nn.Linear, fc7: nn.Linear) -> Float[Tensor, "B D"]:
         """Section 3.2: the first hidden layer as a convolution as large as the grid, the second as one of 1x1, then the average."""
         grid = self.config.grid
         if min(x.shape[2:]) < grid:
             x = F.adaptive_avg_pool2d(x, (max(x.shape[2], grid), max(x.shape[3], grid)))
-        x = self.dropout(self.relu(F.conv2d(x, self.fc6.weight.unflatten(1, (-1, grid, grid)), self.fc6.bias)))
-        return self.relu(F.conv2d(x, self.fc7.weight[:, :, None, None], self.fc7.bias)).mean((2, 3))
+        x = self.dropout(self.relu(F.conv2d(x, fc6.weight.unflatten(1, (-1, grid, grid)), fc6.bias)))
+        return self.relu(F.conv2d(x, fc7.weight[:, :, None, None], fc7.bias)).mean((2, 3))
 
     def forward(self, pixels: Float[Tensor, "B C H W"], valid: Tensor | None = None) -> Float[Tensor, "B K"]:
         x = self.embed(pixels)
