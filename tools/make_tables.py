@@ -78,6 +78,7 @@ ROWS = (
     Row("detr/tiny", "scenes"),
     Row("retinanet/tiny", "scenes"),
     Row("fcos/tiny", "scenes"),
+    Row("fast_rcnn/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
 )
 

@@ -129,11 +129,11 @@ def _store(search: Search) -> Store:
 
 
 class _Place(NamedTuple):
-    """Where the boxes of a picture lie: rows `first` to `first + count` of a file."""
+    """Where the boxes of a picture lie: rows `first` to `first + rows` of a file."""
 
     file: Path
     first: int
-    count: int
+    rows: int
 
 
 _RECORD = np.dtype([("key", "V16"), ("first", "<i8"), ("count", "<i8")])
@@ -162,10 +162,10 @@ class Store:
         if place is None:
             return None
         try:
-            values = np.fromfile(place.file, "<f4", place.count * 4, offset=place.first * 16)
+            values = np.fromfile(place.file, "<f4", place.rows * 4, offset=place.first * 16)
         except OSError:
             return None
-        return torch.from_numpy(values.reshape(-1, 4)) if len(values) == place.count * 4 else None
+        return torch.from_numpy(values.reshape(-1, 4)) if len(values) == place.rows * 4 else None
 
     def put(self, key: bytes, boxes: Tensor) -> None:
         """Keep `boxes`; a folder that cannot be written is said once, and then nothing is kept."""

@@ -38,6 +38,7 @@ from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
 PREPARE = Prepare(resize="shortest", size=(600, 1000), antialias=False)
+_VGG16 = Part("vgg/16", classes=0, hidden=0)
 CODER = (10.0, 10.0, 5.0, 5.0)  # box deltas in deviations of 0.1, 0.1, 0.2 and 0.2
 BINS = 7
 SCORE, OVERLAP = 0.05, 0.3
@@ -52,7 +53,7 @@ class Config:
     """
 
     classes: int = 20
-    backbone: Part = Part("vgg/16", classes=0, hidden=0)
+    backbone: Part = _VGG16
     stride: int = 16
     hidden: int = 4096
     dropout: float = 0.5
