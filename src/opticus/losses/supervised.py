@@ -25,7 +25,8 @@ def widened(out: Any) -> Any:
 class Supervised(nn.Module):
     """Trains `network` on labelled pictures: `criterion(out, batch)` returns the weighted terms whose sum is the loss.
 
-    It implements the Objective protocol with the single phase "all". A criterion that is a module may hold parameters and
+    It implements the Objective protocol with the single phase "all". Inputs of a batch that the network names in `inputs` are keywords
+    of its `forward`. A criterion that is a module may hold parameters and
     buffers of its own (learned loss weights): they are trained and saved with the objective, not with the network.
     """
 
@@ -46,7 +47,8 @@ class Supervised(nn.Module):
         """The criterion's terms for one batch; CapabilityError if the batch has no images."""
         if batch.images is None:
             raise CapabilityError(f"{type(self.network).__name__} is trained on images, but batch {batch.ids[:1]} has none")
-        return self.criterion(widened(self.network(batch.images.pixels, batch.images.valid)), batch)
+        further = {name: batch.inputs[name] for name in getattr(self.network, "inputs", ()) if name in batch.inputs}
+        return self.criterion(widened(self.network(batch.images.pixels, batch.images.valid, **further)), batch)
 
     def before_update(self, at: Progress) -> None:
         """Nothing: gradients go to the optimiser as they are."""

@@ -67,9 +67,10 @@ def run(case: Mapping[str, Any], network: nn.Module, names: Names, dtype: torch.
     sizes = tuple((int(h), int(w)) for h, w, _ in case["pictures"])
     images = Images(pixels, valid, torch.eye(3, dtype=torch.float64).expand(len(sizes), 3, 3), sizes)
     found: dict[str, Tensor] = {}
+    further = {name: tuple(torch.tensor(v, dtype=dtype) for v in values) for name, values in case.get("inputs", {}).items()}
     with torch.no_grad():
         if wanted & {"out", "results"}:
-            out = network(pixels) if valid is None else network(pixels, valid)
+            out = network(pixels, **further) if valid is None else network(pixels, valid, **further)
             found |= named_tensors(out, "out")
             if "results" in wanted:
                 found |= named_tensors(cast(Any, network).results(out, images), "results")

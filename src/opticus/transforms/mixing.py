@@ -156,6 +156,8 @@ def _other(sample: Sample, before: tuple[Transform, ...], draw: Draw) -> Sample:
 
 def _mixed(sample: Sample, pixels: Tensor, target: Target | None, sources: tuple[tuple[str, Tensor], ...], weight: float) -> Sample:
     """The mixed sample; its matrix stays that of the first source, so that `id` and `matrix` go on belonging together."""
+    if "regions" in sample.inputs:
+        raise UsageError(f"{sample.id}: pictures are mixed before regions are proposed, put Propose after the mix")
     mixed = sample.with_picture(pixels, target)
     return replace(mixed, matrix=sources[0][1], sources=sources, weight=weight)
 

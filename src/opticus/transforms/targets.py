@@ -45,7 +45,19 @@ def moved_sample(
     target = moved_target(sample.target, matrix, size, keep, move_alike)
     moved = sample.with_picture(move(sample.picture.pixels), target, matrix)
     moved.sources = tuple((id, matrix.to(torch.float64) @ source) for id, source in sample.sources)
+    regions = sample.inputs.get("regions")
+    if isinstance(regions, Tensor):
+        moved.inputs["regions"] = moved_regions(regions, matrix, size, keep)
     return moved
+
+
+def moved_regions(regions: Tensor, matrix: Tensor, size: tuple[int, int], keep: float | None = KEEP) -> Tensor:
+    """Proposed boxes (N, 4) seen through `matrix` in the frame `size`, in their order; with `keep` as in `moved_instances`."""
+    boxes = warped_boxes(regions, matrix)
+    if keep is None:
+        return boxes
+    clipped = clip(boxes, size)
+    return clipped[visible_share(boxes, clipped) >= max(keep, 1e-9)]
 
 
 def moved_target(

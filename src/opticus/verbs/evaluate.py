@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from opticus import zoo
 from opticus.data.open import open_data
+from opticus.matching.regions import keeping
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.multilabel import TagPrecision
@@ -130,7 +131,7 @@ def score(
     indices = range(collectives.rank(), count, collectives.world_size())
     evaluation = Evaluation({}, scorer, {}, headline(scorer))
     bar: Any = tqdm(total=len(indices), unit="img", desc=f"evaluate {split}", file=sys.stderr, disable=quiet, leave=False)
-    with bar:
+    with bar, keeping():  # the pictures of a data set are seen again
         for first in range(0, len(indices), batch):
             samples = [dataset[i] for i in indices[first : first + batch]]
             for sample, raw in zip(samples, infer(model, [_picture(s) for s in samples], device, precision)):

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from opticus.data.open import open_data
-from opticus.models.classical._selective_search import selective_search
+from opticus.matching.selective_search import selective_search
 from opticus.ops.iou import iou
 from opticus.structures import CapabilityError, DataError, Instances, Picture, UnknownNameError
 

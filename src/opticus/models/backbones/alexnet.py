@@ -47,7 +47,7 @@ class Config:
     """`widths` of conv1 to conv5; `grid` is the side of the map that fc6 sees; `classes=0` leaves the last layer away.
 
     `design`: "2012" normalises local responses and drops units of fc6 and fc7, "owt" drops those of conv5 and fc6, "small" does so
-    with a conv1 for pictures of 32x32.
+    with a conv1 for pictures of 32x32. `hidden=0` leaves fc6 and fc7 away, as part of a detector that has its own: pool5 is embedded.
     """
 
     widths: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256)
@@ -92,7 +92,7 @@ def _initialise(design: str, name: str, layer: nn.Conv2d | nn.Linear) -> None:
 class AlexNet(nn.Module):
     """Figure 2: five convolutions, three of them pooled, and three fully connected layers.
 
-    `forward` returns logits (B, classes), or fc7's activations (B, hidden) of a network without a last layer.
+    `forward` returns logits (B, classes), or `embed`'s activations of a network without a last layer.
     """
 
     def __init__(self, config: Config) -> None:
@@ -106,9 +106,10 @@ class AlexNet(nn.Module):
         self.conv3 = nn.Conv2d(two, three, 3, padding=1)
         self.conv4 = nn.Conv2d(three, four, 3, padding=1, groups=config.groups)
         self.conv5 = nn.Conv2d(four, five, 3, padding=1, groups=config.groups)
-        self.fc6 = nn.Linear(five * config.grid**2, config.hidden)
-        self.fc7 = nn.Linear(config.hidden, config.hidden)
-        self.fc8 = nn.Linear(config.hidden, config.classes) if config.classes else None
+        pooled = five * config.grid**2
+        self.fc6 = nn.Linear(pooled, config.hidden) if config.hidden else None
+        self.fc7 = nn.Linear(config.hidden, config.hidden) if config.hidden else None
+        self.fc8 = nn.Linear(config.hidden or pooled, config.classes) if config.classes else None
         first = config.design == "2012"
         self.norm = LocalNorm() if first else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
@@ -133,10 +134,12 @@ class AlexNet(nn.Module):
         return self._maps(F.pad(pixels, (0, right, 0, bottom)), _pool_all)
 
     def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """The activations of fc7, the last hidden layer, which fc8 classifies."""
+        """The activations of fc7, the last hidden layer, which fc8 classifies; those of pool5 where there is none."""
         x = _pool(self._maps(pixels, _pool)[-1])
         if x.shape[2:] != (self.config.grid, self.config.grid):
             x = F.adaptive_avg_pool2d(x, self.config.grid)
+        if self.fc6 is None or self.fc7 is None:
+            return x.flatten(1)
         x = self.relu(self.fc6(self.drop5(x.flatten(1))))
         return self.relu(self.fc7(self.drop6(x)))
 

@@ -38,6 +38,8 @@ class Config:
 
     `dense`: the hidden layers slide over a map larger than the grid and their activations are averaged (section 3.2).
     `hidden=0` leaves both hidden layers away and averages the last map, as for a detector that needs the maps alone.
+    `dense`: the hidden layers slide over a map larger than the grid and their activations are averaged (section 3.2). `hidden=0`
+    leaves both hidden layers away, as part of a detector that has its own: the last pooled map is what is embedded and classified.
     """
 
     layers: tuple[int, ...] = (2, 2, 3, 3, 3)
@@ -91,6 +93,10 @@ class VGG(nn.Module):
         self.fc6 = nn.Linear(self.widths[-1] * config.grid**2, config.hidden) if config.hidden else None
         self.fc7 = nn.Linear(config.hidden, config.hidden) if config.hidden else None
         self.fc8 = nn.Linear(config.hidden or self.widths[-1], config.classes) if config.classes else None
+        pooled = self.widths[-1] * config.grid**2
+        self.fc6 = nn.Linear(pooled, config.hidden) if config.hidden else None
+        self.fc7 = nn.Linear(config.hidden, config.hidden) if config.hidden else None
+        self.fc8 = nn.Linear(config.hidden or pooled, config.classes) if config.classes else None
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(config.dropout)
         for module in self.modules():
@@ -98,6 +104,7 @@ class VGG(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.64 * (config.hidden or self.widths[-1]) ** -0.5)  # 0.01 for 4096 units
+                nn.init.normal_(module.weight, std=0.64 * (config.hidden or pooled) ** -0.5)  # torchvision's 0.01 for 4096
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -118,9 +125,12 @@ class VGG(nn.Module):
         if self.fc6 is None or self.fc7 is None:
             return x.mean((2, 3))
         if self.config.dense:
+        if self.config.dense and self.fc6 is not None and self.fc7 is not None:
             return self._slide(x, self.fc6, self.fc7)
         if x.shape[2:] != (grid, grid):
             x = F.adaptive_avg_pool2d(x, grid)
+        if self.fc6 is None or self.fc7 is None:
+            return x.flatten(1)
         x = self.dropout(self.relu(self.fc6(x.flatten(1))))
         return self.relu(self.fc7(x))
 

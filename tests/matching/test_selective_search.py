@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opticus.cli.main import main
-from opticus.models.classical._selective_search import Regions, merged, selective_search, start_regions
+from opticus.matching.selective_search import Regions, merged, selective_search, start_regions
 from opticus.structures import CapabilityError, Picture, UnknownNameError
 from opticus.verbs.proposals import proposals
 

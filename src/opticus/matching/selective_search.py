@@ -1,4 +1,4 @@
-"""Selective search: boxes that may hold an object, from regions merged pair by pair (a proposal method, not a paper of the zoo).
+"""Selective search: boxes that may hold an object, from regions merged pair by pair.
 
 Uijlings, van de Sande, Gevers and Smeulders, "Selective Search for Object Recognition", IJCV 2013. Start regions are those of
 Felzenszwalb and Huttenlocher 2004 (scikit-image); the two most similar neighbours are merged until one region is left, and the box
