@@ -81,6 +81,8 @@ ROWS = (
     Row("ssd/tiny", "scenes"),
     Row("fast_rcnn/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
+    Row("yolov3/tiny", "scenes"),
+    Row("cornernet/tiny", "scenes"),
     Row("yolov5/tiny", "scenes"),
     Row("yolov8/tiny", "scenes"),
 )

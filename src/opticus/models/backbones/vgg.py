@@ -36,8 +36,6 @@ TASK: Task = "classify"
 class Config:
     """`layers` are the convolutions of each stage, `grid` the side of the last pooled map; `classes=0` leaves the last layer away.
 
-    `dense`: the hidden layers slide over a map larger than the grid and their activations are averaged (section 3.2).
-    `hidden=0` leaves both hidden layers away and averages the last map, as for a detector that needs the maps alone.
     `dense`: the hidden layers slide over a map larger than the grid and their activations are averaged (section 3.2). `hidden=0`
     leaves both hidden layers away, as part of a detector that has its own: the last pooled map is what is embedded and classified.
     """
@@ -90,9 +88,6 @@ class VGG(nn.Module):
         self.strides = tuple(2**i for i in range(len(config.layers) + 1))
         self.widths = (*(_width(config, i) for i in stages), _width(config, stages[-1]))
         self.trunk = _trunk(config)
-        self.fc6 = nn.Linear(self.widths[-1] * config.grid**2, config.hidden) if config.hidden else None
-        self.fc7 = nn.Linear(config.hidden, config.hidden) if config.hidden else None
-        self.fc8 = nn.Linear(config.hidden or self.widths[-1], config.classes) if config.classes else None
         pooled = self.widths[-1] * config.grid**2
         self.fc6 = nn.Linear(pooled, config.hidden) if config.hidden else None
         self.fc7 = nn.Linear(config.hidden, config.hidden) if config.hidden else None
@@ -103,7 +98,6 @@ class VGG(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.64 * (config.hidden or self.widths[-1]) ** -0.5)  # 0.01 for 4096 units
                 nn.init.normal_(module.weight, std=0.64 * (config.hidden or pooled) ** -0.5)  # torchvision's 0.01 for 4096
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -120,11 +114,8 @@ class VGG(nn.Module):
         return [*maps, x]
 
     def embed(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """The activations of the second hidden layer, which the last layer classifies (of the last map, without hidden layers)."""
+        """The activations of the second hidden layer, which the last layer classifies."""
         x, grid = self.trunk(pixels), self.config.grid
-        if self.fc6 is None or self.fc7 is None:
-            return x.mean((2, 3))
-        if self.config.dense:
         if self.config.dense and self.fc6 is not None and self.fc7 is not None:
             return self._slide(x, self.fc6, self.fc7)
         if x.shape[2:] != (grid, grid):
