@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from opticus.cli.main import main
+from opticus.data.open import open_data
 from opticus.metrics.passport import Passport, resampled_numbers
 from opticus.recipes import budgeted, compare_models
 from opticus.structures import DataError, UnknownNameError, UsageError
@@ -68,3 +71,38 @@ def test_bad_comparisons_are_named(tmp_path: Path) -> None:
     assert main(["compare-models"]) == 2
     small = compare_models.small_models("classify")
     assert {"lenet/5", "resnet/tiny", "vit/tiny"} <= set(small) and not any(name.startswith("detr") for name in small)
+
+
+def digits_in_yolo_layout(folder: Path) -> Path:
+    """Eight scenes to learn from and three to be scored on, as a folder."""
+    (folder / "data.yaml").parent.mkdir(parents=True, exist_ok=True)
+    names = ", ".join(f"'{digit}'" for digit in range(10))
+    (folder / "data.yaml").write_text(f"train: images/train\ntest: images/test\nnames: [{names}]\n")
+    for split, count in (("train", 8), ("test", 3)):
+        source = open_data("scenes", split)
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for i in range(count):
+            sample = source[i]
+            height, width = sample.size
+            Image.fromarray(sample.picture.pixels.numpy()).save(folder / "images" / split / f"{i}.png")
+            boxes, labels = sample.target.boxes / torch.tensor([width, height, width, height]), sample.target.labels
+            rows = [[(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes.tolist()]
+            lines = [f"{label} " + " ".join(f"{v:.6f}" for v in row) for label, row in zip(labels.tolist(), rows, strict=True)]
+            (folder / "labels" / split / f"{i}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_detectors_are_compared_with_pictures(tmp_path: Path) -> None:
+    out, data = tmp_path / "det", digits_in_yolo_layout(tmp_path / "data")
+    words = ["compare-models", "task=detect", f"data={data}", "models=fcos/tiny,ssd/tiny", "slow=ssd/tiny", "slow_seconds=100", "steps=1",
+             "baselines=false", f"out={out}", "quiet=true"]  # fmt: skip
+    assert main(words) == 0
+    found = json.loads((out / "comparison.json").read_text())
+    assert {row["system"] for row in found["rows"]} == {"fcos/tiny", "ssd/tiny"} and found["protocol"]["seconds of ssd/tiny"] == 100
+    assert {"AP", "AP50"} <= set(found["rows"][0]["values"]) and all(row["latency"] > 0 for row in found["rows"])
+    assert (out / "gallery.png").stat().st_size > 10_000 and "data:image/png;base64," in (out / "comparison.html").read_text()
+    with pytest.raises(UsageError, match="is data for detect, not for 'classify'"):
+        compare_models.compare_models(str(data), ["fcos/tiny"], out, task="classify")
+    with pytest.raises(UnknownNameError, match="slow system"):
+        compare_models.compare_models(str(data), ["fcos/tiny"], out, slow=["detr/tiny"])

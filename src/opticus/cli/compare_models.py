@@ -14,8 +14,11 @@ class CompareModels:
     """Train several systems alike, one table and one page: opticus compare-models data=digits models=lenet/5,vit/tiny seconds=60."""
 
     data: str | None = None
+    task: str | None = None  # what the data must be for, such as detect
     models: tuple[str, ...] = ()  # none: every small system of the data's task
     seconds: float = 150.0  # of training, at most, for each system
+    slow: tuple[str, ...] = ()  # systems that get slow_seconds instead
+    slow_seconds: float = 1200.0
     steps: int | None = None  # instead of each recipe's own number
     seed: int = 0
     baselines: bool = True
@@ -32,7 +35,8 @@ class CompareModels:
                 "opticus compare-models needs data=, such as: opticus compare-models data=digits models=lenet/5,vit/tiny"
             )
         found = compare_models(
-            self.data, self.models, None if self.out is None else Path(self.out), seconds=self.seconds, steps=self.steps,
+            self.data, self.models, None if self.out is None else Path(self.out), task=self.task,
+            seconds=self.seconds, slow=self.slow, slow_seconds=self.slow_seconds, steps=self.steps,
             seed=self.seed, baselines=self.baselines, quiet=self.quiet,
         )  # fmt: skip
         print(json.dumps(found.to_json(), indent=1) if self.json else found.table())

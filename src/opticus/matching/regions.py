@@ -47,6 +47,8 @@ def propose(pixels: UInt8[Tensor, "H W C"], search: Search) -> Float[Tensor, "N 
     A picture is looked up by its content: in memory, then in the store on disk. What is not there is searched for, in a picture
     whose longer side is at most 500 pixels. The store grows only inside `keeping()`.
     """
+    if _afresh[0]:
+        return _searched(pixels, search)
     key = _key(pixels, search)
     known = _recent.get(key)
     if known is None:
@@ -87,6 +89,16 @@ def keeping() -> Generator[None]:
         _keeping[0] = before
 
 
+@contextmanager
+def afresh() -> Generator[None]:
+    """Search for the regions of every picture, whatever is kept: to measure what a new picture costs."""
+    before, _afresh[0] = _afresh[0], True
+    try:
+        yield
+    finally:
+        _afresh[0] = before
+
+
 def listed(regions: Sequence[Tensor], like: Tensor) -> tuple[Float[Tensor, "R 4"], Tensor]:
     """The regions of all pictures one after another, and the number of the picture that each belongs to."""
     counts = torch.tensor([len(boxes) for boxes in regions], device=like.device)
@@ -98,6 +110,7 @@ def listed(regions: Sequence[Tensor], like: Tensor) -> tuple[Float[Tensor, "R 4"
 
 _recent: OrderedDict[bytes, Tensor] = OrderedDict()
 _keeping = [False]
+_afresh = [False]
 _stores: dict[tuple[Path, int], Store] = {}
 
 

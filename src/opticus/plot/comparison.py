@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,17 @@ COSTS = {
 }
 
 
-def comparison_page(found: Mapping[str, Any], shown: Sequence[str]) -> str:
-    """A self-contained HTML page of `Comparison.to_json()`; `shown` are the figures of the table."""
+def comparison_page(found: Mapping[str, Any], shown: Sequence[str], pictures: Path | None = None) -> str:
+    """A self-contained HTML page of `Comparison.to_json()`; `shown` are the figures of the table, `pictures` a PNG of results."""
     rows, figure = list(found["rows"]), str(found["figure"])
     sections = [("table", "Systems", _table(rows, shown)), ("intervals", "With their intervals", intervals(rows, figure))]
     for key, label in COSTS.items():
         points = [row for row in rows if not row["baseline"] and row.get(key)]
         if len(points) > 1:
             sections.append((key, f"{figure} against {label}", against(points, figure, key, label)))
+    if pictures is not None:
+        code = base64.b64encode(pictures.read_bytes()).decode("ascii")
+        sections.append(("pictures", "Pictures", f'<img alt="results of the best systems" src="data:image/png;base64,{code}">'))
     protocol = "".join(f"<li>{html.escape(str(k))}: {html.escape(str(v))}</li>" for k, v in found["protocol"].items())
     sections.append(("protocol", "Protocol", f"<ul>{protocol}</ul>"))
     notes = [f"{len(rows)} systems on {found['data']}, best first; intervals are 95 % bootstrap over the test pictures"]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from opticus import zoo
 from opticus.data.open import open_data
 from opticus.data.records import Source
+from opticus.matching.regions import afresh
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.passport import Passport, resampled_numbers
@@ -27,10 +28,11 @@ from opticus.models.classical._template_matching import TemplateMatching
 from opticus.plot.comparison import comparison_page
 from opticus.recipes.budgeted import fresh, run_until, seconds_of, steps_of
 from opticus.recipes.choose import default
-from opticus.structures import DataError, Task, UsageError
-from opticus.structures.files import write_text
+from opticus.structures import DataError, Task, UnknownNameError, UsageError
+from opticus.structures.files import write_atomic, write_text
 from opticus.training.recipe import Recipe, to_json
 from opticus.transforms.prepare import prepare
+from opticus.verbs.explain import explain
 from opticus.verbs.info import info
 from opticus.verbs.models import Model, load
 from opticus.weights.save import read_meta
@@ -44,6 +46,7 @@ BASELINES: dict[str, dict[str, Callable[[], Any]]] = {
 }
 INCIDENTAL = {"note", "workers", "device", "log_every", "save_every"}  # fields of a recipe that leave its result as it is
 ROUNDS = 9
+SHOWN_SYSTEMS, SHOWN_PICTURES = 12, 4  # of the gallery
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,10 @@ def compare_models(
     models: Sequence[str] = (),
     out: Path | None = None,
     *,
+    task: str | None = None,
     seconds: float = 150.0,
+    slow: Sequence[str] = (),
+    slow_seconds: float = 1200.0,
     steps: int | None = None,
     seed: int = 0,
     baselines: bool = True,
@@ -113,13 +119,17 @@ def compare_models(
 ) -> Comparison:
     """Train every system in `models` on `data` by its own recipe, at most `seconds` of training each, and score all alike.
 
-    Without `models` every paper of the data's task that has a small variant. A finished run is not repeated, an interrupted one is
-    resumed; one that the clock stopped is scored as it is and marked. Writes comparison.json and comparison.html into `out`.
+    Without `models` every paper of the data's task that has a small variant. Those of `slow`, such as "detr/tiny", get `slow_seconds`.
+    `task`, where it is given, must be the data's. A finished run is not repeated, an interrupted one is resumed; one that the clock
+    stopped is scored as it is and marked. Writes comparison.json and comparison.html, of detectors also gallery.png, into `out`.
     Raises UnknownNameError for a model that does not exist, DataError for data without a test split, UsageError for bad settings.
     """
-    if not seconds > 0:
-        raise UsageError(f"seconds must be greater than 0, found {seconds}")
+    for name, value in (("seconds", seconds), ("slow_seconds", slow_seconds)):
+        if not value > 0:
+            raise UsageError(f"{name} must be greater than 0, found {value}")
     learned = open_data(data, "train")
+    if task is not None and task != learned.task:
+        raise UsageError(f"{data}: is data for {learned.task}, not for {task!r}")
     if "test" not in learned.splits:
         raise DataError(f"{data}: has no test split to score on (it has {', '.join(learned.splits)})")
     held, task = open_data(data, "test"), learned.task
@@ -129,22 +139,36 @@ def compare_models(
     for name in names:
         if task != zoo.paper(zoo.split(name)[0]).TASK:
             raise UsageError(f"{name} does {zoo.paper(zoo.split(name)[0]).TASK}, but the data set is for {task}")
+    known = [zoo.split(name)[0] + "/" + zoo.split(name)[1] for name in slow]
+    for name in known:
+        if name not in names:
+            raise UnknownNameError("slow system", name, names)
     folder = out or Path("runs/compare") / Path(data).name
     rows: list[Row] = []
     for name in names:
+        clock = slow_seconds if name in known else seconds
         recipe = dataclasses.replace(default(name, learned), seed=seed, model=name, data=data)
         recipe = recipe if steps is None else dataclasses.replace(recipe, steps=steps)
-        rows.append(_row(name, data, learned, held, folder / name.replace("/", "-"), recipe, seconds, quiet))
+        rows.append(_row(name, data, learned, held, folder / name.replace("/", "-"), recipe, clock, quiet))
     for name, make in BASELINES[task].items() if baselines else ():
         rows.append(_baseline(name, make, learned, held, folder / "baselines" / slug(name), quiet))
     figure = FIGURE[task]
     rows.sort(key=lambda row: -row.values[figure])
     protocol = {"data": held.hash, "trained on": learned.hash, "split": "test", "samples": len(held), "seed": seed,
-                "seconds": seconds, "threads": torch.get_num_threads(), "recipes": "each system's own for this data"}  # fmt: skip
+                "seconds": seconds, **({f"seconds of {', '.join(known)}": slow_seconds} if known else {}),
+                "threads": torch.get_num_threads(), "recipes": "each system's own for this data"}  # fmt: skip
     found = Comparison(data, task, figure, tuple(rows), protocol, folder)
     write_text(folder / "comparison.json", json.dumps(found.to_json(), indent=1))
-    write_text(folder / "comparison.html", comparison_page(found.to_json(), SHOWN[task]))
+    pictures = _gallery(found, data) if task == "detect" else None
+    write_text(folder / "comparison.html", comparison_page(found.to_json(), SHOWN[task], pictures))
     return found
+
+
+def _gallery(found: Comparison, data: str) -> Path:
+    """What the best systems find on the first test pictures, written beside the page."""
+    models = [load(found.out / row.system.replace("/", "-"), quiet=True) for row in found.rows if not row.baseline][:SHOWN_SYSTEMS]
+    drawn = explain("gallery", models, data=data, limit=SHOWN_PICTURES, threshold=0.4, out=found.out / "gallery")
+    return write_atomic(found.out / "gallery.png", lambda part: drawn.picture.save(part, "PNG"))
 
 
 def _or_dash(value: float | None, form: str) -> str:
@@ -204,12 +228,15 @@ def interval(folder: Path, figure: str) -> tuple[float, float]:
 
 
 def latency(model: Model, held: Source) -> float:
-    """Milliseconds of one picture through network and results, prepared beforehand: the median of ROUNDS after one untimed call."""
-    images = prepare([held[0].picture], model.prepare)
+    """Milliseconds of one picture through network and results, prepared beforehand: the median of ROUNDS after one untimed call.
+
+    Systems that propose regions from outside search for them every time: that is what a new picture costs.
+    """
     times: list[float] = []
     model.eval()
-    with torch.inference_mode():
-        for _ in range(ROUNDS + 1):
+    with torch.inference_mode(), afresh():
+        for index in range(ROUNDS + 1):
+            images = prepare([held[index % len(held)].picture], model.prepare)
             start = time.perf_counter()
             out: Any = model(images.pixels) if images.valid is None else model(images.pixels, images.valid)
             model.results(out, images)
