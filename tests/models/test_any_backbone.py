@@ -1,0 +1,52 @@
+"""Any backbone under any detector with a `backbone` part: it finds boxes on a picture, or a sentence says why it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import opticus
+from opticus import zoo
+from opticus.structures import CapabilityError, Error, Instances, Part, UsageError
+
+BACKBONES = (
+    "resnet/18",
+    "resnet/tiny",
+    "vgg/tiny",
+    "vit/tiny",
+    "swin/tiny",
+    "convnext/tiny",
+    "efficientnet/tiny",
+    "googlenet/tiny",
+    "mixer/tiny",
+    "lenet/5",
+)
+
+
+def detectors() -> list[str]:
+    """The small variant of every detector that is built on a part called backbone."""
+    found: list[str] = []
+    for stem in zoo.paper_files():
+        module = zoo.paper(stem)
+        if module.TASK == "detect" and isinstance(getattr(module.VARIANTS.get("tiny"), "backbone", None), Part):
+            found.append(f"{stem}/tiny")
+    return found
+
+
+@pytest.mark.parametrize("detector", detectors())
+def test_a_backbone_works_or_says_why_not(detector: str) -> None:
+    picture = torch.randint(0, 255, (90, 128, 3), dtype=torch.uint8)
+    worked: list[str] = []
+    for name in BACKBONES:
+        torch.manual_seed(0)
+        try:
+            model: Any = opticus.create(detector, backbone=name)
+            result = model.predict(picture)[0].result
+        except Error as error:
+            assert isinstance(error, CapabilityError | UsageError) and len(str(error).splitlines()) == 1, f"{name}: {error}"
+        else:
+            assert isinstance(result, Instances)
+            worked.append(name)
+    assert worked, f"{detector} took none of {BACKBONES}"
