@@ -92,3 +92,18 @@ def test_one_network_in_two_formats(tmp_path: Path) -> None:
         assert again.card.provenance["format"] == form
         with torch.no_grad():
             assert torch.equal(again(x), network(x))
+
+
+def test_without_hidden_layers_it_is_a_trunk(tmp_path: Path) -> None:
+    """A detector's VGG has no fc6 to fc8: it takes a whole file's convolutions and leaves the rest."""
+    whole = small(norm=True).eval()
+    names = {"trunk": "features", "fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
+    state = {f"{names[key.partition('.')[0]]}.{key.partition('.')[2]}": value for key, value in whole.state_dict().items()}
+    torch.save(state, tmp_path / "vgg.pth")
+    trunk = load("vgg/16", tmp_path / "vgg.pth", quiet=True, norm=True, **{**NARROW, "hidden": 0, "classes": 0})
+    assert not any(key.startswith("fc") for key in trunk.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(trunk.features(x), whole.features(x))
+        torch.testing.assert_close(trunk(x), whole.features(x)[-1].mean((2, 3)))
+        assert small(hidden=0)(x).shape == (1, 5)
