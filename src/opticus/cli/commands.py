@@ -74,7 +74,9 @@ class Val:
     device: Device | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     limit: int | None = None
-    metric: Literal["coco", "voc07", "voc10"] | None = None  # the protocol of a detector, COCO's if not given
+    metric: Literal["coco", "lvis", "voc07", "voc10"] | None = (
+        None  # the protocol of a detector, COCO's (LVIS's on its data) if not given
+    )
     table: str | None = None  # a class of a detector: its detections step by step
     errors: bool = False  # what each kind of a detector's errors costs
     on_bad: Literal["raise", "quarantine", "keep"] = "raise"
@@ -128,12 +130,17 @@ class Val:
         if self.table is None and not self.errors:
             return {}
         from opticus.metrics.detect import CocoDetection
+        from opticus.metrics.lvis import LvisDetection
         from opticus.metrics.steps import steps
         from opticus.metrics.tide import tide
         from opticus.metrics.voc import VocDetection
 
-        if not isinstance(metric, CocoDetection | VocDetection):
+        if not isinstance(metric, CocoDetection | LvisDetection | VocDetection):
             raise UsageError(f"opticus val: {'errors' if self.errors else 'table'} is for detectors")
+        if self.errors and isinstance(metric, LvisDetection):
+            raise UsageError(
+                "opticus val: errors needs pictures marked completely, LVIS says nothing about most classes of a picture"
+            )
         tables = {"errors": tide(metric)} if self.errors else {}
         return tables if self.table is None else {**tables, "table": steps(metric, self.table)}
 

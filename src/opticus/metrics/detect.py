@@ -126,7 +126,7 @@ class CocoDetection:
         rows: list[dict[str, Any]] = []
         for index, name in enumerate(self.names):
             parts = {"AP": precision[:, :, index], "AP50": precision[0, :, index], "AP75": precision[5, :, index]}
-            numbers = {key: _mean(part) for key, part in parts.items()} | {"AR100": _mean(recall[:, index])}
+            numbers = {key: mean_known(part) for key, part in parts.items()} | {"AR100": mean_known(recall[:, index])}
             counts = {"truths": int(truths[index]), "detections": int(claims[index])}
             rows.append({"name": name, **counts, **{key: None if v < 0 else v for key, v in numbers.items()}})
         return rows
@@ -143,7 +143,7 @@ class CocoDetection:
         params = evaluator.params
         params.area_rng, params.area_rng_lbl, params.max_dets = [list(AREAS["all"])], ["all"], [LIMITS[-1]]
         evaluator.evaluate()
-        return _table([one for one in evaluator.eval_imgs if one is not None], len(self._records), len(self.names))
+        return table_of([one for one in evaluator.eval_imgs if one is not None], len(self._records), len(self.names))
 
     def at(self, threshold: float, kind: Kind = "bbox") -> dict[str, float]:
         """Precision and recall over all classes at one score threshold and IoU 0.5."""
@@ -167,8 +167,8 @@ class CocoDetection:
         if kind == "segm" and not self.masks:
             raise MetricError("COCO detection: masks were not kept; construct the metric with masks=True")
         records = [self._records[key] for key in self.ids]
-        truth = _truth(COCO, records, self.names, kind)
-        found = _detections(truth, records, kind)
+        truth = truth_of(COCO, records, self.names, kind)
+        found = detections_of(truth, records, kind)
         return COCOeval(truth, found, kind)
 
 
@@ -208,13 +208,22 @@ def _checked(instances: Instances, id: str, side: str, classes: int) -> tuple[Ar
     return boxes, labels
 
 
-def _truth(coco: type[COCO], records: list[Scored], names: tuple[str, ...], kind: Kind) -> COCO:
+def truth_of(
+    coco: type[COCO],
+    records: list[Scored],
+    names: tuple[str, ...],
+    kind: Kind,
+    pictures: Sequence[Mapping[str, Any]] | None = None,
+    classes: Sequence[Mapping[str, Any]] | None = None,
+) -> COCO:
+    """The ground truth as the library's data set, picture and class i numbered i + 1; `pictures` and `classes` add fields to those."""
     images = [{"id": i + 1, "height": r.size[0], "width": r.size[1]} for i, r in enumerate(records)]
+    more, kinds = pictures or [{}] * len(records), classes or [{}] * len(names)
     boxes = np.concatenate([r.truth_boxes for r in records]).reshape(-1, 4)
     image = np.repeat(np.arange(1, len(records) + 1), [len(r.truth_labels) for r in records])
     return coco.from_arrays(
-        images,
-        [{"id": i + 1, "name": name} for i, name in enumerate(names)],
+        [{**picture, **extra} for picture, extra in zip(images, more, strict=True)],
+        [{"id": i + 1, "name": name, **extra} for i, (name, extra) in enumerate(zip(names, kinds, strict=True))],
         image,
         np.concatenate([r.truth_labels for r in records]) + 1,
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
@@ -225,7 +234,8 @@ def _truth(coco: type[COCO], records: list[Scored], names: tuple[str, ...], kind
     )
 
 
-def _detections(truth: COCO, records: list[Scored], kind: Kind) -> COCO:
+def detections_of(truth: COCO, records: list[Scored], kind: Kind) -> COCO:
+    """The detections as the library's results for `truth`."""
     if kind == "segm":  # without boxes, so that the size ranges go by the masks' areas
         rows = [
             {"image_id": i + 1, "category_id": int(label) + 1, "score": float(score), "segmentation": _rle(counts, r.size)}
@@ -266,20 +276,26 @@ def _areas(target: Instances, boxes: Array, codes: RLE | None) -> Array:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _mean(values: Array) -> float:
+def mean_known(values: Array) -> float:
+    """The mean of what is not -1; -1 if there is nothing."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
 
 def _summary(done: Mapping[str, Any]) -> dict[str, float]:
     precision, recall = done["precision"], done["recall"]
-    numbers = {"AP": _mean(precision[..., 0, 2]), "AP50": _mean(precision[0, ..., 0, 2]), "AP75": _mean(precision[5, ..., 0, 2])}
-    numbers |= {f"AP{area[0]}": _mean(precision[..., i + 1, 2]) for i, area in enumerate(list(AREAS)[1:])}
-    numbers |= {f"AR{limit}": _mean(recall[..., 0, i]) for i, limit in enumerate(LIMITS)}
-    return numbers | {f"AR{area[0]}": _mean(recall[..., i + 1, 2]) for i, area in enumerate(list(AREAS)[1:])}
+    numbers = {
+        "AP": mean_known(precision[..., 0, 2]),
+        "AP50": mean_known(precision[0, ..., 0, 2]),
+        "AP75": mean_known(precision[5, ..., 0, 2]),
+    }
+    numbers |= {f"AP{area[0]}": mean_known(precision[..., i + 1, 2]) for i, area in enumerate(list(AREAS)[1:])}
+    numbers |= {f"AR{limit}": mean_known(recall[..., 0, i]) for i, limit in enumerate(LIMITS)}
+    return numbers | {f"AR{area[0]}": mean_known(recall[..., i + 1, 2]) for i, area in enumerate(list(AREAS)[1:])}
 
 
-def _table(rows: list[dict[str, Any]], images: int, classes: int) -> Matches:
+def table_of(rows: list[dict[str, Any]], images: int, classes: int) -> Matches:
+    """The library's decisions, one dictionary a picture and class, as flat arrays."""
     image = np.concatenate([np.full(len(row["dtScores"]), row["image_id"] - 1) for row in rows] or [np.zeros(0, int)])
     label = np.concatenate([np.full(len(row["dtScores"]), row["category_id"] - 1) for row in rows] or [np.zeros(0, int)])
     score = np.concatenate([np.asarray(row["dtScores"], np.float64) for row in rows] or [np.zeros(0)])

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
+from opticus.metrics.lvis import LvisDetection
 from opticus.metrics.multilabel import TagPrecision, resampled
 from opticus.metrics.tables import POINTS, Matches, average_precision
 from opticus.metrics.voc import VocDetection
@@ -41,7 +42,9 @@ class Passport(NamedTuple):
     arrays: Mapping[str, Array] = {}
 
     @staticmethod
-    def of(metric: Accuracy | TagPrecision | CocoDetection | VocDetection, extra: Mapping[str, Any] | None = None) -> Passport:
+    def of(
+        metric: Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection, extra: Mapping[str, Any] | None = None
+    ) -> Passport:
         """The passport of a finished metric; `extra` protocol fields (input size, threshold) are added to every number."""
         protocol = {**metric.protocol, **(extra or {})}
         numbers = {name: Number(value, protocol) for name, value in metric.compute().items()}

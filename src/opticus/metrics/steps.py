@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from opticus.metrics.detect import CocoDetection
+from opticus.metrics.lvis import LvisDetection
 from opticus.metrics.tables import THRESHOLDS, Matches, Rule, average_precision
 from opticus.metrics.voc import VocDetection
 from opticus.structures import MetricError, UnknownNameError
@@ -67,7 +68,7 @@ def _known(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def steps(metric: CocoDetection | VocDetection, name: str, *, iou: float = 0.5, rule: Rule | None = None) -> Steps:
+def steps(metric: CocoDetection | LvisDetection | VocDetection, name: str, *, iou: float = 0.5, rule: Rule | None = None) -> Steps:
     """The table of class `name`, matched as `metric` matches; AP by its own rule, or by another one to compare them.
 
     `iou` is one of COCO's ten thresholds, or the one of a VOC metric. Raises UnknownNameError for a class that the metric does not

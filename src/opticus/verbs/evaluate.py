@@ -17,6 +17,7 @@ from opticus.data.open import open_data
 from opticus.matching.regions import keeping
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
+from opticus.metrics.lvis import Knowledge, LvisDetection
 from opticus.metrics.multilabel import TagPrecision
 from opticus.metrics.voc import VocDetection
 from opticus.ops import collectives
@@ -36,9 +37,9 @@ from opticus.verbs.models import Card
 from opticus.verbs.predict import contiguous, infer, place
 from opticus.weights.labels import labels
 
-AnyMetric = Accuracy | TagPrecision | CocoDetection | VocDetection
-Protocol = Literal["coco", "voc07", "voc10"]
-PROTOCOLS: tuple[Protocol, ...] = ("coco", "voc07", "voc10")  # of detection
+AnyMetric = Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection
+Protocol = Literal["coco", "lvis", "voc07", "voc10"]
+PROTOCOLS: tuple[Protocol, ...] = ("coco", "lvis", "voc07", "voc10")  # of detection
 HEADLINE = {"classify": "top1", "detect": "AP"}
 
 
@@ -80,7 +81,7 @@ def evaluate(
     on_bad: Literal["raise", "quarantine", "keep"] = "raise",
 ) -> Evaluation:
     """Score `model` on `data` with its task's official metric: top-1/top-5 for classifiers (mAP where pictures
-    have several labels), the COCO numbers for detectors (Pascal VOC's mAP with `metric` "voc07" or "voc10").
+    have several labels), the COCO numbers for detectors (LVIS's on LVIS data; Pascal VOC's mAP with `metric` "voc07" or "voc10").
 
     Labels are matched by name where the model knows its class names; a model and data set of unlike classes are refused.
     `limit` scores the first so many records only (the protocol says so). Raises DataError, UsageError or CapabilityError.
@@ -153,7 +154,7 @@ def headline(metric: AnyMetric) -> str:
     """The name of a metric's first number, by which runs are chosen."""
     if isinstance(metric, Accuracy):
         return "top1"
-    return "AP" if isinstance(metric, CocoDetection) else "mAP"
+    return "AP" if isinstance(metric, CocoDetection | LvisDetection) else "mAP"
 
 
 def metric_for(card: Card, dataset: Dataset, split: str, metric: Protocol | None = None) -> AnyMetric:
@@ -171,19 +172,34 @@ def metric_for(card: Card, dataset: Dataset, split: str, metric: Protocol | None
     if card.task == "classify":
         return Accuracy(dataset.names, data=dataset.hash, split=split)
     if card.task == "detect":
-        return detection_metric(dataset.names, metric, data=dataset.hash, split=split)
+        known = getattr(dataset, "federation", None)
+        return detection_metric(dataset.names, metric, data=dataset.hash, split=split, federation=known)
     raise CapabilityError(f"no metric is known for the task {card.task!r}")
 
 
 def detection_metric(
-    names: Sequence[str], metric: Protocol | None, *, masks: bool = False, data: str = "", split: str = ""
-) -> CocoDetection | VocDetection:
-    """The metric of a detection protocol, COCO's if None. UnknownNameError names those that there are."""
-    if metric is None or metric == "coco":
+    names: Sequence[str],
+    metric: Protocol | None,
+    *,
+    masks: bool = False,
+    data: str = "",
+    split: str = "",
+    federation: Knowledge | None = None,
+) -> CocoDetection | LvisDetection | VocDetection:
+    """The metric of a detection protocol; if None LVIS's where the data has a `federation`, else COCO's.
+
+    UnknownNameError names those that there are, CapabilityError says that "lvis" needs LVIS data.
+    """
+    chosen = metric or ("coco" if federation is None else "lvis")
+    if chosen not in PROTOCOLS:
+        raise UnknownNameError("metric", chosen, PROTOCOLS)
+    if chosen == "coco":
         return CocoDetection(names, masks=masks, data=data, split=split)
-    if metric not in PROTOCOLS:
-        raise UnknownNameError("metric", metric, PROTOCOLS)
-    return VocDetection(names, rule=metric, data=data, split=split)
+    if chosen == "lvis":
+        if federation is None:
+            raise CapabilityError("metric=lvis needs LVIS data, which says what every picture was searched for (neg_category_ids)")
+        return LvisDetection(names, federation, masks=masks, data=data, split=split)
+    return VocDetection(names, rule=chosen, data=data, split=split)
 
 
 def label_map(card: Card, names: Sequence[str]) -> list[int] | None:

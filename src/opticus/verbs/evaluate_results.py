@@ -28,17 +28,18 @@ def evaluate_results(
     """Score `results`, a COCO results JSON (or its records), on `data`: a COCO JSON or folder, or any other detection data.
 
     Of COCO data the annotations suffice, no picture is read. The figures are the COCO numbers (those of masks too if the records
-    carry a segmentation), or Pascal VOC's mAP with `metric` "voc07" or "voc10"; every picture counts, with or without records.
+    carry a segmentation), LVIS's on LVIS data, or Pascal VOC's mAP with `metric` "voc07" or "voc10"; every picture counts, with or without records.
     Raises DataError naming the first record that is malformed or whose picture or category is unknown.
     """
     truth = _truth(data, split)
     targets = [_target(truth, index) for index in range(len(truth))]
     sizes: list[Size] = [target.size for target in targets]
     found = read_results(results, cast(Truth, truth), sizes)
-    masks = found.masks and metric in (None, "coco")
+    masks = found.masks and metric in (None, "coco", "lvis")
     if masks:
         targets = _with_masks(truth, targets)
-    scorer = detection_metric(truth.names, metric, masks=masks, data=truth.hash, split=split)
+    known = getattr(truth, "federation", None)
+    scorer = detection_metric(truth.names, metric, masks=masks, data=truth.hash, split=split, federation=known)
     for index, (prediction, target) in enumerate(zip(found.instances, targets, strict=True)):
         scorer.update(prediction, target, truth.id_of(index))
     return Evaluation(scorer.compute(), scorer, {**scorer.protocol, "limit": None}, headline(scorer))

@@ -12,6 +12,7 @@ from torch import nn
 
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
+from opticus.metrics.lvis import LvisDetection
 from opticus.metrics.mistakes import confusion, describe, worst
 from opticus.metrics.multilabel import TagPrecision
 from opticus.metrics.passport import Number, Passport
@@ -74,7 +75,7 @@ def report_of(
         summary=summary,
         curves=_curves(out / "results.csv"),
         per_class=metric.per_class() if metric is not None else (),
-        pr=metric.curves() if isinstance(metric, CocoDetection) else None,
+        pr=metric.curves() if isinstance(metric, CocoDetection | LvisDetection) else None,
         confusion=_confusion(metric),
         pairs=pairs,
         mistakes=_mistakes(model, data, metric) if metric is not None else (),
@@ -90,14 +91,14 @@ def report_of_results(out: Path, done: Evaluation, name: str) -> Path:
     """Write passport.json and report.html of results `name` that another program made; there are no pictures in it."""
     keep_passport(out, done)
     metric = done.metric
-    detects = isinstance(metric, CocoDetection | VocDetection)
+    detects = isinstance(metric, CocoDetection | LvisDetection | VocDetection)
     return write_report(
         out / "report.html",
         title=f"{name}: {done.headline} {done.values[done.headline]:.3f}",
         names=metric.names if detects else (),
         summary=[{"results": name, **{key: round(value, 4) for key, value in done.values.items() if value != -1}}],
         per_class=metric.per_class() if detects else (),
-        pr=metric.curves() if isinstance(metric, CocoDetection) else None,
+        pr=metric.curves() if isinstance(metric, CocoDetection | LvisDetection) else None,
         confusion=_confusion(metric),
         notes=[f"metric {done.protocol.get('metric')}, data {done.protocol.get('data')}"],
         threshold=SCORE,
@@ -126,7 +127,7 @@ def rewrite(folder: Path) -> Path:
     return report_of(folder, model, done, data, None)
 
 
-SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5", "balanced", "ece", "mAP", "CF1", "OF1")
+SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "top1", "top5", "balanced", "ece", "mAP", "CF1", "OF1")
 
 
 def _short(values: Mapping[str, float]) -> dict[str, float]:
@@ -152,6 +153,8 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric) -> list[Pair]:
     where = {data.id_of(i): i for i in range(len(data))}
     places = label_map(cast(Any, model).card, data.names)
     pairs: list[Pair] = []
+    if isinstance(metric, LvisDetection):
+        return []  # a detection without a partner may be right: not every object is marked
     if isinstance(metric, CocoDetection | VocDetection):
         rows = [(one.id, describe(one, metric.names), one.box) for one in worst(metric, MISTAKES, score=SCORE)]
     elif isinstance(metric, TagPrecision):
@@ -196,7 +199,7 @@ def _errors(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
 
 
 def _confusion(metric: AnyMetric | None) -> Any:
-    if metric is None or isinstance(metric, TagPrecision):
+    if metric is None or isinstance(metric, TagPrecision | LvisDetection):
         return None
     return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection | VocDetection) else metric.confusion()
 
