@@ -219,6 +219,8 @@ def test_whole_models_programmes_and_foreign_files_are_refused(tmp_path: Path) -
         archive.writestr("yolo/data.pkl", yolo.replace(b"ultralytics.nn.tasks\n", b"models.yolo\n"))
     refused("yolov5.pt", None, r"pickled classes of AGPL-3\.0 code \(models\.yolo\.DetectionModel")
     refused("plain.pkl", pickle.dumps({"w": np.ones(2)}), "a plain pickle")
+    refused("yolo.pt", None, "ultralytics model object")
+    refused("object.pkl", pickle.dumps({"w": Path("x")}), "a plain pickle that holds more than arrays .it refers to pathlib")
     refused("page.pth", b"<!DOCTYPE html><html>not found</html>", "a web page")
     refused("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer")
     refused("keras.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5")
@@ -340,6 +342,117 @@ def test_fortran_and_big_endian_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.asfortranarray(value), b=value.astype(">f4"), c=value.astype(np.float16))
     state = read(tmp_path / "x.npz").state
     assert all(torch.equal(state[key].float(), torch.from_numpy(value)) for key in "abc")
+
+
+# --- plain pickles of arrays (Detectron2's model zoo) ------------------------------------------------------------------------
+
+ARRAYS = {
+    "backbone.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "big_endian": np.arange(3, dtype=">i4"),
+    "half": np.ones(40, np.float16),
+    "scalar": np.array(7, np.int64),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+def zoo_file(path: Path, protocol: int = 3) -> Path:
+    path.write_bytes(
+        pickle.dumps({"model": ARRAYS, "__author__": "Detectron2 Model Zoo", "matching": {"a": [1, (2, None)]}}, protocol)
+    )
+    return path
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickles_of_arrays_give_the_same_tensors_and_header(tmp_path: Path, protocol: int) -> None:
+    path = zoo_file(tmp_path / "model_final.pkl", protocol)
+    assert header(path) == {key: value.shape for key, value in ARRAYS.items()}
+    found = read(path)
+    assert found.kind == "pickle" and found.layout.container == ("model",)
+    for key, value in ARRAYS.items():
+        assert torch.equal(
+            found.state[key], torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("="))).reshape(value.shape)
+        )
+
+
+def test_arrays_pickled_by_python_2(tmp_path: Path) -> None:
+    """Byte strings, as the oldest files have them: dict(w=array([1, 2], "<f4"))."""
+    data = np.array([1, 2], np.float32).tobytes()
+    code = (
+        b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87Rq\x01"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"U\x08" + data + b"tbsU\x01vh\x01s."
+    )
+    (tmp_path / "old.pkl").write_bytes(code)
+    state = read(tmp_path / "old.pkl").state
+    assert set(state) == {"w", "v"} and torch.equal(state["w"], torch.tensor([1.0, 2.0])) and torch.equal(state["v"], state["w"])
+
+
+@pytest.mark.parametrize("where", list(attacks(Path())))
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_malicious_plain_pickle_is_refused_and_runs_nothing(tmp_path: Path, where: str, protocol: int) -> None:
+    mark = tmp_path / "executed"
+    path = tmp_path / "evil.pkl"
+    body = attacks(mark)[where]
+    path.write_bytes(pickle.dumps({"model": ARRAYS, "x": body} if where == "alone" else body, protocol))
+    for function in (header, read):
+        with pytest.raises(
+            WeightsError, match=r"evil\.pkl: a plain pickle that holds more than arrays .*mkdir.*nothing in it was executed"
+        ):
+            function(path)
+    assert not mark.exists()
+
+
+def test_odd_plain_pickles_end_in_a_sentence(tmp_path: Path) -> None:
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    kind = b"cnumpy\ndtype\nX\x02\x00\x00\x00%sK\x00K\x01\x87R"
+    laughs = b"\x80\x03]q\x00" + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(90)) + b"0}X\x01\x00\x00\x00ah\x5as."
+    tables = (
+        b"\x80\x03}q\x00"
+        + b"".join(b"}(" + b"".join(b"X\x02\x00\x00\x00%02dh%c" % (j, i) for j in range(90)) + b"uq%c" % (i + 1) for i in range(8))
+        + b"."
+    )
+    bad = {
+        "objects": (b"\x80\x03}X\x01\x00\x00\x00w" + array + b"(K\x01K\x01\x85" + kind % b"O8" + b"\x89]tbs.", "expected plain numbers"),
+        "long": (b"\x80\x03}X\x01\x00\x00\x00w" + array + b"(K\x01J\xff\xff\xff\x7f\x85" + kind % b"f8" + b"\x89C\x04abcdtbs.", "it has 4"),
+        "negative": (b"\x80\x03}X\x01\x00\x00\x00w" + array + b"(K\x01J\xff\xff\xff\xff\x85" + kind % b"f8" + b"\x89C\x04abcdtbs.", "tuple of sizes"),
+        "claims": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", "truncated or corrupt"),
+        "half an array": (b"\x80\x03}X\x01\x00\x00\x00w" + array + b"s.", "holds no tensors"),
+        "laughs": (laughs, "holds no tensors"),
+        "tables in tables": (tables, "holds no tensors"),
+        "a list": (pickle.dumps([1, 2]), "holds a list"),
+        "caffe2": (pickle.dumps({"blobs": {"conv1_w": np.ones(3)}}), "a Caffe2 file"),
+        "unknown": (pickle.dumps({"w": np.ones(2), "when": Path("x")}), "it refers to pathlib"),
+        "dates": (pickle.dumps({"w": np.ones(2), "when": np.zeros(2, "M8[s]")}), "expected plain numbers"),
+        "call": (b"\x80\x03cnumpy\nndarray\nK\x05\x85R.", "used in an unknown way"),
+    }  # fmt: skip
+    for name, (code, match) in bad.items():
+        path = tmp_path / f"{name}.pkl"
+        path.write_bytes(code)
+        for function in (header, read):
+            with pytest.raises(WeightsError, match=match) as error:
+                function(path)
+            assert str(path) in str(error.value), name
+
+
+def test_a_plain_pickle_cut_or_changed_gives_tensors_or_a_sentence(tmp_path: Path) -> None:
+    whole = zoo_file(tmp_path / "whole.pkl").read_bytes()
+    path = tmp_path / "cut.pkl"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=r"cut\.pkl"):
+            read(path)
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(data))
+        for function in (header, read):
+            try:
+                function(path)
+            except WeightsError:
+                refused += 1
+    assert refused > 60
 
 
 def test_old_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

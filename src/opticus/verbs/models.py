@@ -119,7 +119,7 @@ def load(
     path = Path(name)
     if path.is_dir():
         path = _weights_of_run(path)
-    if path.suffix in (".pth", ".pt", ".bin", ".npz", ".safetensors", ".ckpt") or path.is_file():
+    if path.suffix in (".pth", ".pt", ".bin", ".npz", ".safetensors", ".ckpt", ".pkl") or path.is_file():
         return _load_unnamed(path, fresh, changes, quiet)
     if str(name).startswith(("runs/", "./", "/", "../", "~")) and "/" in str(name) and not path.exists():
         raise WeightsError(f"{name}: no such run folder or weights file")

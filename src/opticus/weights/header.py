@@ -13,11 +13,12 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 from opticus.structures import WeightsError
 from opticus.weights.darknet import CFG, cfg_beside, is_darknet, read_head, shapes_by
 from opticus.weights.pickles import Held, walk
+from opticus.weights.pickles import ARRAYS, Held, walk
 
 LARGEST_HEADER = 64 << 20  # bytes of a safetensors header or of the pickle inside a .pth
 BOMB_SIZE, BOMB_RATIO = 256 << 20, 50  # an archive larger than this that was packed tighter than this is refused
@@ -39,6 +40,7 @@ _NOT_WEIGHTS = {
 
 class Header(NamedTuple):
     """The outside of a file: its `kind` ("pth" | "legacy" | "safetensors" | "npz" | "darknet"), its nested keys, and text metadata.
+    """The outside of a file: its `kind` ("pth" | "legacy" | "safetensors" | "npz" | "pickle"), its nested keys, and text metadata.
 
     `tree` maps keys to `Held` (a shape), to further mappings, or to anything else that is no tensor. `names` are the classes and
     functions that a pickle refers to. A darknet file has no keys of its own: its tree is empty unless its cfg lies beside it.
@@ -52,6 +54,7 @@ class Header(NamedTuple):
 
 def read_header(path: Path) -> Header:
     """Keys and shapes of a `.pth`/`.pt`/`.bin`, safetensors, npz or darknet `.weights` file, told apart by content.
+    """Keys and shapes of a `.pth`/`.pt`/`.bin`, safetensors or npz file or a pickle of arrays, told apart by content.
 
     WeightsError names the file and what is wrong: unknown, truncated, corrupt, a decompression bomb, or a TorchScript programme.
     """
@@ -64,6 +67,8 @@ def read_header(path: Path) -> Header:
                 return _safetensors(path, file)
             if kind == "legacy":
                 return _legacy(path, file)
+            if kind == "pickle":
+                return read_pickle(path, file, "shapes")
             with zipfile.ZipFile(file) as archive:
                 return _npz(path, archive) if kind == "npz" else _pth(path, archive)
     except zipfile.BadZipFile as error:
@@ -93,7 +98,7 @@ def kind_of(path: Path) -> str:
             f"{path}: a tar archive (torch before 0.2, or a packed folder) cannot be read safely; unpack it or save it again"
         )
     if start.startswith(b"\x80"):
-        raise WeightsError(f"{path}: a plain pickle, not a PyTorch file; such files can run code and are not read")
+        return "pickle"
     for magic, what in _NOT_WEIGHTS.items():
         if start.lstrip().startswith(magic):
             raise WeightsError(f"{path}: this is {what}")
@@ -226,6 +231,26 @@ def _pth(path: Path, archive: zipfile.ZipFile) -> Header:
 def _legacy(path: Path, file: IO[bytes]) -> Header:
     *_, (value, names) = walk(path, file, 4)  # magic number, protocol, machine, then the object; the data follow
     return _header_of_pickle(path, "legacy", (value, names))
+
+
+def read_pickle(path: Path, file: IO[bytes], arrays: Literal["shapes", "values"]) -> Header:
+    """A pickle of NumPy arrays in plain containers, as Detectron2's model zoo has them; the values only if they are asked for.
+
+    WeightsError for a pickle that names anything but what NumPy writes an array with; nothing in it is imported or called.
+    """
+    value, names = next(walk(path, file, 1, arrays=arrays))
+    foreign = [name for name in names if name not in ARRAYS and name != "collections.OrderedDict"]
+    if foreign:
+        raise WeightsError(
+            f"{path}: a plain pickle that holds more than arrays (it refers to {', '.join(foreign[:3])}); refused, and nothing in it "
+            "was executed"
+        )
+    found = _header_of_pickle(path, "pickle", (value, names))
+    if isinstance(found.tree.get("blobs"), dict):
+        raise WeightsError(
+            f"{path}: a Caffe2 file (a table 'blobs'), whose names no format here knows; use one written by Detectron2"
+        )
+    return found
 
 
 def _header_of_pickle(path: Path, kind: str, found: tuple[Any, tuple[str, ...]]) -> Header:

@@ -1,20 +1,29 @@
-"""A pickle walked, not run: containers and tensor shapes are rebuilt, every class or function in it stays a name."""
+"""A pickle walked, not run: containers, tensor shapes and NumPy's arrays are rebuilt, every class or function in it stays a name."""
 
 from __future__ import annotations
 
+import math
 import pickletools
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 from opticus.structures import WeightsError
 
+Arrays = Literal["names", "shapes", "values"]
+
 
 class Held(NamedTuple):
-    """A tensor that a file holds: its shape, and its type in the file's own words."""
+    """A tensor that a file holds: its shape, and its type in the file's own words.
+
+    Of an array in a plain pickle also its bytes (`data`, where `walk` was asked for values), column by column if `columns`.
+    """
 
     shape: tuple[int, ...]
     dtype: str = ""
+    data: bytes = b""
+    columns: bool = False
 
 
 class Named(NamedTuple):
@@ -24,6 +33,10 @@ class Named(NamedTuple):
     made: bool = False
 
 
+ARRAYS = {
+    *("numpy.ndarray", "numpy.dtype", "_codecs.encode", "builtins.bytes", "__builtin__.bytes"),
+    *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in ("multiarray._reconstruct", "numeric._frombuffer")),
+}  # the names with which NumPy pickles an array; `_Machine` knows what they mean, nothing of NumPy is called
 LONGEST = 4_000_000  # opcodes; a file with 10,000 tensors has about 400,000
 _MARK = object()
 _REBUILD = {
@@ -37,20 +50,43 @@ _VALUES = {
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
+_TOO_MUCH = (RecursionError, EOFError, MemoryError, OverflowError)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
-def walk(path: Path, file: IO[bytes], count: int) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """The first `count` pickles of a stream: each value, and the sorted names of classes and functions that it refers to."""
+class _Bytes(NamedTuple):
+    """Bytes of an array that nobody asked for: only their number is kept."""
+
+    length: int
+
+
+class _Array:
+    """An array on its way: named, but without shape and values, and the places of the memo that stand for it."""
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+
+
+class _Kind(NamedTuple):
+    """A NumPy type of plain numbers, as "f4", with its byte order as the first letter."""
+
+    name: str
+
+
+def walk(path: Path, file: IO[bytes], count: int, *, arrays: Arrays = "names") -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """The first `count` pickles of a stream: each value, and the sorted names of classes and functions that it refers to.
+
+    `arrays` says what becomes of NumPy's: "names" like any other object, "shapes" (a large file in little memory), or "values" too.
+    """
     for _ in range(count):
-        machine = _Machine()
+        machine = _Machine(arrays)
         try:
             for done, (opcode, argument, _) in enumerate(pickletools.genops(file)):
                 if done > LONGEST:
                     raise ValueError(f"more than {LONGEST} steps")
                 machine.step(opcode.name, argument)
             value = machine.stack[-1]
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, EOFError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, *_TOO_MUCH) as error:
             raise WeightsError(f"{path}: the pickle inside is truncated or corrupt ({type(error).__name__}: {error})") from error
         yield value, tuple(sorted(machine.names))
 
@@ -58,18 +94,22 @@ def walk(path: Path, file: IO[bytes], count: int) -> Iterator[tuple[Any, tuple[s
 class _Machine:
     """The pickle stack machine, in which calling something only notes its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays: Arrays = arrays
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.names: set[str] = set()
 
     def step(self, name: str, argument: Any) -> None:
         if name in _VALUES:
-            self.stack.append(argument)
+            self.stack.append(_measured(argument) if self.arrays == "shapes" else argument)
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
         elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
-            self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
+            place = len(self.memo) if argument is None else int(argument)
+            self.memo[place] = self.stack[-1]
+            if isinstance(self.stack[-1], _Array):
+                self.stack[-1].places.append(place)
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             self.stack.append(self.memo[int(argument)])
         else:
@@ -101,6 +141,8 @@ class _Machine:
             self.stack.append(values[0])
         elif name == "collections.OrderedDict":
             self.stack.append(dict(values[0]) if values else {})
+        elif name in ARRAYS and self.arrays != "names":
+            self.stack.append(_made(name, values))
         else:
             self.stack.append(Named(name, True))
 
@@ -151,7 +193,14 @@ class _Machine:
         self._call(function, tuple(arguments))
 
     def _build(self, _: Any) -> None:
-        self.stack.pop()  # attributes (of a state dict: its `_metadata`) are no weights
+        state, target = self.stack.pop(), self.stack[-1]  # attributes (of a state dict: its `_metadata`) are no weights
+        if isinstance(target, _Array):
+            _, shape, kind, columns, data = state
+            self.stack[-1] = _held(shape, kind, data, bool(columns))
+            for place in target.places:
+                self.memo[place] = self.stack[-1]
+        elif isinstance(target, _Kind) and isinstance(state, tuple) and cast(tuple[Any, ...], state)[1] in (">", b">"):
+            self.stack[-1] = _Kind(">" + target.name[1:])
 
     def _persid(self, argument: str) -> None:
         self.stack.append(("storage", argument))
@@ -236,3 +285,38 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _dtype(storage: Any) -> str:
     kind = cast(Any, storage)[1] if isinstance(storage, tuple) and len(cast(tuple[Any, ...], storage)) > 1 else ""
     return kind.name.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Named) else ""
+
+
+def _measured(argument: Any) -> Any:
+    return _Bytes(len(argument)) if isinstance(argument, bytes | bytearray) and len(argument) > 16 else argument
+
+
+def _made(name: str, values: tuple[Any, ...]) -> Any:
+    """What one of NumPy's names stands for, given its arguments."""
+    if name.endswith("_reconstruct"):
+        return _Array()
+    if name.endswith("_frombuffer"):
+        data, kind, shape, order = values
+        return _held(shape, kind, data, order == "F")
+    if name == "numpy.dtype":
+        text = values[0].decode("latin-1") if isinstance(values[0], bytes) else values[0]
+        if not isinstance(text, str) or not re.fullmatch(r"[<>|=]?[buif][1248]", text):
+            raise ValueError(f"an array of type {str(text)[:20]!r}, expected plain numbers")
+        return _Kind(text if text[0] in "<>|=" else "<" + text)
+    if name == "_codecs.encode" and isinstance(values[0], str):  # how bytes are written for Python 2
+        return values[0].encode("latin-1")
+    if name.endswith(".bytes") and not values:
+        return b""
+    raise ValueError(f"{name} used in an unknown way")
+
+
+def _held(shape: Any, kind: Any, data: Any, columns: bool) -> Held:
+    """An array, if its shape, type and bytes agree."""
+    if not isinstance(kind, _Kind):
+        raise ValueError("an array that does not hold plain numbers")
+    data = data.encode("latin-1") if isinstance(data, str) else data  # strings of Python 2
+    length = data.length if isinstance(data, _Bytes) else len(data)
+    needed = math.prod(_shape(shape)) * int(kind.name[-1])
+    if length != needed:
+        raise ValueError(f"an array of shape {shape} needs {needed} bytes, it has {length}")
+    return Held(shape, kind.name, b"" if isinstance(data, _Bytes) else bytes(data), columns)

@@ -1,5 +1,7 @@
 """Reading the tensors of a published file: `.pth` (tensors only, never code), safetensors (also in shards), npz, darknet's `.weights`."""
 
+"""Reading the tensors of a published file: `.pth` (tensors only, never code), safetensors (also in shards), npz, pickles of arrays."""
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +19,8 @@ from torch import Tensor
 from opticus.parity.manifests import all_manifests
 from opticus.structures import WeightsError
 from opticus.weights import darknet
-from opticus.weights.header import Header, kind_of, own_metadata, read_header, tensors
+from opticus.weights.header import Header, kind_of, own_metadata, read_header, read_pickle, tensors
+from opticus.weights.pickles import Held
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -111,7 +114,7 @@ def layouts_of(path: Path, found: Header, plans: Callable[[], list[Shapes]] | No
     if found.kind == "darknet" and not found.tree:
         return [Layout((), "", shapes) for shapes in darknet.fitting(path, (plans or _recorded)())]
     out: list[Layout] = []
-    for container, shapes in _tables(found.tree, (), DEPTH):
+    for container, shapes in _tables(found.tree, (), DEPTH, set()):
         out += _prefixed(container, shapes)
     if not out:
         raise WeightsError(f"{path}: holds no tensors (its keys: {', '.join(str(key) for key in list(found.tree)[:5]) or 'none'})")
@@ -125,6 +128,18 @@ def _recorded() -> list[Shapes]:
 
 def _tables(tree: Mapping[Any, Any], container: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], Shapes]]:
     """The mappings that hold tensors, preferred names first; optimiser states come last or not at all."""
+
+
+def _tables(
+    tree: Mapping[Any, Any], container: tuple[str, ...], depth: int, seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], Shapes]]:
+    """The mappings that hold tensors, preferred names first; optimiser states come last or not at all.
+
+    A mapping in several places counts where it is met first: a small file could otherwise hold more of them than can be walked.
+    """
+    if id(tree) in seen:
+        return
+    seen.add(id(tree))
     own = {key: held.shape for key, held in tensors(tree)}
     if own:
         yield container, own
@@ -134,7 +149,7 @@ def _tables(tree: Mapping[Any, Any], container: tuple[str, ...], depth: int) -> 
     known = [key for key in CONTAINERS if key in inner]
     others = [key for key in inner if key not in CONTAINERS and "optim" not in key and key != "_metadata"]
     for key in (*known, *others):
-        yield from _tables(tree[key], (*container, key), depth - 1)
+        yield from _tables(tree[key], (*container, key), depth - 1, seen)
 
 
 def _prefixed(container: tuple[str, ...], shapes: Shapes) -> list[Layout]:
@@ -204,6 +219,8 @@ def _load(path: Path, found: Header) -> Mapping[Any, Any]:
         return _load_safetensors(path)
     if kind == "npz":
         return _load_npz(path)
+    if kind == "pickle":
+        return _load_pickle(path)
     return _load_pth(path, kind == "pth", found.names)
 
 
@@ -225,16 +242,42 @@ def _load_npz(path: Path) -> dict[str, Tensor]:
             arrays = {key: archive[key] for key in archive.files}
     except (ValueError, OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise WeightsError(f"{path}: not a valid npz file ({error})") from error
-    out: dict[str, Tensor] = {}
-    for key, array in arrays.items():
-        if array.dtype.kind == "V":
-            out[key] = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).reshape(array.shape)
-        else:
-            native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-            try:
-                out[key] = torch.from_numpy(native).reshape(array.shape)
-            except TypeError as error:
-                raise WeightsError(f"{path}: {key} has type {array.dtype}, which torch does not have") from error
+    return {key: _tensor(path, key, array) for key, array in arrays.items()}
+
+
+def _tensor(path: Path, key: str, array: Any) -> Tensor:
+    """A NumPy array as a tensor; two bytes without a type are bfloat16."""
+    import numpy as np
+
+    if array.dtype.kind == "V":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).reshape(array.shape)
+    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    try:
+        return torch.from_numpy(native).reshape(array.shape)
+    except TypeError as error:
+        raise WeightsError(f"{path}: {key} has type {array.dtype}, which torch does not have") from error
+
+
+def _load_pickle(path: Path) -> Mapping[Any, Any]:
+    """Arrays of a plain pickle, which `pickles.walk` reads without running it."""
+    with path.open("rb") as file:
+        tree = read_pickle(path, file, "values").tree
+    return _filled(path, tree, DEPTH, {})
+
+
+def _filled(path: Path, tree: Mapping[Any, Any], depth: int, done: dict[int, dict[Any, Any]]) -> dict[Any, Any]:
+    """The tree with tensors for its arrays, as deep as tables are looked for, each shared table once."""
+    import numpy as np
+
+    if id(tree) in done:
+        return done[id(tree)]
+    out = done[id(tree)] = {}
+    for key, value in tree.items():
+        if isinstance(value, Held):
+            array = np.frombuffer(value.data, np.dtype(value.dtype)).reshape(value.shape, order="F" if value.columns else "C")
+            out[key] = _tensor(path, str(key), array.copy())
+        elif isinstance(value, Mapping) and depth:
+            out[key] = _filled(path, cast(Mapping[Any, Any], value), depth - 1, done)
     return out
 
 
