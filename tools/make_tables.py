@@ -85,6 +85,7 @@ ROWS = (
     Row("cornernet/tiny", "scenes"),
     Row("yolov5/tiny", "scenes"),
     Row("yolov8/tiny", "scenes"),
+    Row("rfcn/tiny", "scenes"),
 )
 
 

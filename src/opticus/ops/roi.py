@@ -86,7 +86,7 @@ def _regular(
     for axis in (1, 0):
         bin = bins[:, axis, None, None]
         number = torch.arange(size[1 - axis], device=start.device, dtype=start.dtype)[:, None]
-        place, weight = _neighbours(start[:, axis, None, None] + number * bin + steps * bin / samples, extent[1 - axis])
+        place, weight = neighbours(start[:, axis, None, None] + number * bin + steps * bin / samples, extent[1 - axis])
         places.append(place.flatten(2))
         weights.append(weight.flatten(2))
     base = pictures[:, None] * extent[0] * extent[1]
@@ -112,7 +112,7 @@ def _adaptive(
         steps = torch.stack([index % side[:, 0], torch.div(index, side[:, 0], rounding_mode="floor")], 1)
         bin, number = bins[part][roi], torch.stack([column, row], 1)
         points = start[part][roi] + number * bin + (steps + 0.5) * bin / side
-        (x, x_weight), (y, y_weight) = (_neighbours(points[:, axis], extent[1 - axis]) for axis in (0, 1))
+        (x, x_weight), (y, y_weight) = (neighbours(points[:, axis], extent[1 - axis]) for axis in (0, 1))
         place = ((pictures[part][roi] * extent[0])[:, None] + y)[:, :, None] * extent[1] + x[:, None]
         weight = (y_weight / counts[part][roi][:, None])[:, :, None] * x_weight[:, None]
         weight = weight.reshape(-1).to(rows.dtype)
@@ -120,7 +120,7 @@ def _adaptive(
     return torch.cat(pooled)
 
 
-def _neighbours(position: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def neighbours(position: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The two pixels around each position and their weights, in a new last axis of 2; both weights 0 outside [-1, length]."""
     inside = (position >= -1) & (position <= length)
     position = position.clamp(0, length - 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from opticus.matching.aligned import task_aligned
 from opticus.ops import boxes as box_ops
-from opticus.ops import corner, deform, iou, keypoints, masks, nms, resample, roi
+from opticus.ops import corner, deform, iou, keypoints, masks, nms, psroi, resample, roi
 from opticus.ops.twins import aligned as aligned_twins
 from opticus.ops.twins import boxes as box_twins
 from opticus.ops.twins import corner as corner_twins
@@ -178,6 +178,19 @@ def _pool(rng: Rng, hard: bool) -> float:
     return _gap(ours, np.reshape(np.array(twins), ours.shape))
 
 
+def _sensitive(rng: Rng, hard: bool) -> float:
+    _, boxes, pictures, size = _regions(rng, hard)
+    sides = (int(rng.integers(1, 9)), int(rng.integers(1, 9)))
+    features = torch.from_numpy(rng.standard_normal((2, 2 * size[0] * size[1], *sides)))
+    scale, samples = float(rng.choice([1.0, 0.5])), int(rng.integers(1, 4))
+    planes, rows = features.numpy(), list(zip(pictures.tolist(), boxes.numpy(), strict=True))
+    ours = psroi.psroi_pool(features, boxes, pictures, size, scale=scale)
+    error = _gap(ours, np.reshape(np.array([roi_twins.psroi_pool(planes[p], b, size, scale) for p, b in rows]), ours.shape))
+    ours = psroi.psroi_align(features, boxes, pictures, size, scale=scale, samples=samples)
+    twins = [roi_twins.psroi_align(planes[p], b, size, scale, samples) for p, b in rows]
+    return max(error, _gap(ours, np.reshape(np.array(twins), ours.shape)))
+
+
 def _deform(rng: Rng, hard: bool) -> float:
     groups, shares = (int(rng.choice([1, 2])) for _ in range(2))
     rows, columns = (int(v) for v in rng.integers(1, 4, 2))
@@ -303,6 +316,7 @@ CLAIMS: dict[str, Claim] = {
     "box_coder": Claim("dx = (xb - xa) / wa, dw = log(wb / wa), times weights; decode cuts dw at log(1000/16)", 1e-12, _coder),
     "roi_align": Claim("mean over a regular grid of samples per bin; a sample beyond [-1, H] is 0", 1e-12, _align),
     "roi_pool": Claim("maximum over floor(p b) .. ceil((p + 1) b) of the region rounded to pixels; empty bins 0", 0.0, _pool),
+    "psroi": Claim("mean of map (c, i, j) over bin (i, j): whole pixels, and bilinear samples; outside 0", 1e-12, _sensitive),
     "deform_conv": Claim("sum_k w_k m_k(p) x(p + k + offset_k(p)), x bilinear, 0 outside the map", 1e-11, _deform),
     "task_aligned": Claim(
         "per object the k best s^a u^b inside it; shared places to the largest u; t max(u) / max(t)", 1e-12, _alignment

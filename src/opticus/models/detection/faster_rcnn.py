@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -84,11 +84,12 @@ class Answers(NamedTuple):
 class ProposalNetwork(nn.Module):
     """Section 3.1: a 3x3 convolution that visits every level, and per anchor "is there an object?" and a shift of its box."""
 
-    def __init__(self, width: int, anchors: int) -> None:
+    def __init__(self, width: int, anchors: int, hidden: int | None = None) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, 1, 1)
-        self.cls_logits = nn.Conv2d(width, anchors, 1)
-        self.bbox_pred = nn.Conv2d(width, 4 * anchors, 1)
+        hidden = width if hidden is None else hidden
+        self.conv = nn.Conv2d(width, hidden, 3, 1, 1)
+        self.cls_logits = nn.Conv2d(hidden, anchors, 1)
+        self.bbox_pred = nn.Conv2d(hidden, 4 * anchors, 1)
         for layer in (self.conv, self.cls_logits, self.bbox_pred):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.get_parameter("bias"))
@@ -135,11 +136,8 @@ class FasterRCNN(nn.Module):
         objectness, shifts = self.rpn([*maps, F.max_pool2d(maps[-1], 1, 2)])
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
         frames = windows(Images(pixels, valid, pixels.new_zeros(0), ()), shifts)
-        found = self._proposals(objectness.detach(), shifts.detach(), self.anchors(size, shifts), frames)
-        pictures = torch.arange(len(found), device=pixels.device).repeat_interleave(
-            torch.tensor([len(boxes) for boxes in found], device=pixels.device)
-        )
-        proposals = torch.cat(found)
+        keep = self.config.proposals[0 if self.training else 1]
+        proposals, pictures = proposed(objectness, shifts, self.anchors(size, shifts), frames, keep, keep)
         looked = slice(0) if self.training else slice(None)
         return Answers(
             objectness, shifts, proposals, pictures, *self.regions(maps, proposals[looked], pictures[looked]), tuple(maps)
@@ -155,44 +153,55 @@ class FasterRCNN(nn.Module):
             found.append(grid_anchors(base, (h, w), (float(size[0] // h), float(size[1] // w))))
         return found
 
-    def _proposals(self, objectness: Tensor, shifts: Tensor, anchors: list[Tensor], frames: Tensor) -> list[Tensor]:
-        """Per picture (P, 4): the best anchors of each level, shifted, cut to the picture, suppressed level by level, best first."""
-        keep = self.config.proposals[0 if self.training else 1]
-        lengths = [len(level) for level in anchors]
-        found: list[Tensor] = []
-        for scores, deltas, frame in zip(objectness, shifts, frames):
-            boxes: list[Tensor] = []
-            values: list[Tensor] = []
-            for level, s, d in zip(anchors, scores.split(lengths), deltas.split(lengths)):
-                value, place = s.topk(min(keep, len(s)))
-                boxes.append(decode_boxes(d[place], level[place]))
-                values.append(value.sigmoid())
-            box, value = cut(torch.cat(boxes), frame), torch.cat(values)
-            kinds = torch.arange(len(values), device=box.device).repeat_interleave(
-                torch.tensor([len(v) for v in values], device=box.device)
-            )
-            large = ((box[:, 2:] - box[:, :2]) >= 1e-3).all(1)
-            box, value, kinds = box[large], value[large], kinds[large]
-            found.append(box[nms_per_class(box, value, kinds, PROPOSAL_OVERLAP)[:keep]])
-        return found
-
     def regions(self, maps: Sequence[Tensor], boxes: Float[Tensor, "R 4"], pictures: Int[Tensor, "R"]) -> tuple[Tensor, Tensor]:
         """Class logits (R, K+1) and box deltas (R, K+1, 4) of regions of the pictures that the pyramid's `maps` belong to."""
         return self.head(pooled(maps, boxes, pictures, self.strides))
 
     def results(self, out: Answers, images: Images) -> list[Result]:
         """Every class's boxes of the proposals that reach 0.05, suppressed per class at IoU 0.5, best first."""
-        probs = out.logits.detach().softmax(-1)[:, 1:]
-        deltas = out.deltas.detach()[:, 1:]
-        boxes = decode_boxes(deltas, out.proposals[:, None].expand_as(deltas), CODER)
-        found: list[Result] = []
-        for i, window in enumerate(windows(images, boxes)):
-            own = (out.pictures == i).nonzero()[:, 0]
-            best = best_of(probs[own], SCORE, probs.numel())
-            chosen = boxes[own[best.places], best.labels]
-            kept = suppressed(chosen, best.labels, best.scores, window, overlap=OVERLAP, count=self.config.detections)
-            found.append(in_original(*kept, images, i))
-        return found
+        return detections(out, images, self.config.detections)
+
+
+def proposed(
+    objectness: Tensor, shifts: Tensor, anchors: Sequence[Tensor], frames: Tensor, before: int, after: int
+) -> tuple[Float[Tensor, "R 4"], Int[Tensor, "R"]]:
+    """Proposals of all pictures, best first in each, and the picture of each.
+
+    Per picture the `before` best anchors of each level are shifted, cut to the picture and suppressed level by level; `after` remain.
+    """
+    lengths = [len(level) for level in anchors]
+    found: list[Tensor] = []
+    for scores, deltas, frame in zip(objectness.detach(), shifts.detach(), frames):
+        boxes: list[Tensor] = []
+        values: list[Tensor] = []
+        for level, s, d in zip(anchors, scores.split(lengths), deltas.split(lengths)):
+            value, place = s.topk(min(before, len(s)))
+            boxes.append(decode_boxes(d[place], level[place]))
+            values.append(value.sigmoid())
+        box, value = cut(torch.cat(boxes), frame), torch.cat(values)
+        kinds = torch.arange(len(values), device=box.device).repeat_interleave(
+            torch.tensor([len(v) for v in values], device=box.device)
+        )
+        large = ((box[:, 2:] - box[:, :2]) >= 1e-3).all(1)
+        box, value, kinds = box[large], value[large], kinds[large]
+        found.append(box[nms_per_class(box, value, kinds, PROPOSAL_OVERLAP)[:after]])
+    counts = torch.tensor([len(boxes) for boxes in found], device=shifts.device)
+    return torch.cat(found), torch.arange(len(found), device=shifts.device).repeat_interleave(counts)
+
+
+def detections(out: Answers, images: Images, count: int) -> list[Result]:
+    """Every class's boxes of the proposals that reach 0.05, suppressed per class at IoU 0.5: the `count` best, best first."""
+    probs = out.logits.detach().softmax(-1)[:, 1:]
+    deltas = out.deltas.detach()[:, 1:]
+    boxes = decode_boxes(deltas, out.proposals[:, None].expand_as(deltas), CODER)
+    found: list[Result] = []
+    for i, window in enumerate(windows(images, boxes)):
+        own = (out.pictures == i).nonzero()[:, 0]
+        best = best_of(probs[own], SCORE, probs.numel())
+        chosen = boxes[own[best.places], best.labels]
+        kept = suppressed(chosen, best.labels, best.scores, window, overlap=OVERLAP, count=count)
+        found.append(in_original(*kept, images, i))
+    return found
 
 
 def pooled(maps: Sequence[Tensor], boxes: Tensor, pictures: Tensor, strides: Sequence[int]) -> Float[Tensor, "R C 7 7"]:
@@ -221,10 +230,28 @@ OVERFIT = {"samples": 2, "lr": 2e-3}
 # --- objective ---------------------------------------------------------------------------------------------------------
 
 
+class Sampling(Protocol):
+    """What the losses ask of a Config."""
+
+    @property
+    def classes(self) -> int: ...
+    @property
+    def samples(self) -> tuple[int, int]: ...
+
+
+class TwoStage(Protocol):
+    """What the losses ask of a network that answers with `Answers`, this paper's or that of one that builds on it."""
+
+    @property
+    def config(self) -> Sampling: ...
+    def anchors(self, size: tuple[int, int], like: Tensor) -> list[Tensor]: ...
+    def regions(self, maps: Sequence[Tensor], boxes: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class Losses:
     """Eq. 1 twice: objectness and shifts of sampled anchors, then class and box of sampled regions; the four weigh the same."""
 
-    def __init__(self, network: FasterRCNN) -> None:
+    def __init__(self, network: TwoStage) -> None:
         self.network = network
 
     def __call__(self, out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -234,27 +261,8 @@ class Losses:
         anchors = torch.cat(self.network.anchors(size, out.shifts))
         truth = [Objects(t.boxes.to(anchors), t.labels) for t in objects_of(batch.targets, self.network.config.classes, batch.ids)]
         weights = out.shifts.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.shifts)
-        return self.anchors(out, anchors, truth, weights) | self.regions(out, truth, weights)
-
-    def anchors(self, out: Answers, anchors: Tensor, truth: Sequence[Objects], weights: Tensor) -> dict[str, Tensor]:
-        """Binary cross-entropy of sampled anchors and smooth L1 of the positive ones, both divided by the sampled ones."""
-        objects: list[Tensor] = []
-        boxes: list[Tensor] = []
-        sampled = 0
-        for i, t in enumerate(truth):
-            matches = max_iou(iou(t.boxes, anchors), 0.7, 0.3)
-            positives, negatives = balanced_sample(matches, self.network.config.samples[0], 0.5)
-            places = torch.cat([positives, negatives])
-            wanted = (torch.arange(len(places), device=places.device) < len(positives)).to(out.objectness)
-            objects.append(F.binary_cross_entropy_with_logits(out.objectness[i, places], wanted, reduction="sum"))
-            shifts = encode_boxes(t.boxes[matches[positives]], anchors[positives])
-            boxes.append(F.smooth_l1_loss(out.shifts[i, positives], shifts, beta=1 / 9, reduction="sum"))
-            sampled += len(places)
-        count = object_count(sampled, out.shifts)
-        return {
-            "objectness": (torch.stack(objects) * weights).sum() / count,
-            "proposal": (torch.stack(boxes) * weights).sum() / count,
-        }
+        terms = anchor_terms(out.objectness, out.shifts, anchors, truth, weights, self.network.config.samples[0])
+        return terms | self.regions(out, truth, weights)
 
     def regions(self, out: Answers, truth: Sequence[Objects], weights: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of sampled proposals and objects, and smooth L1 of the boxes of those that hold an object."""
@@ -280,6 +288,29 @@ class Losses:
             "class": (F.cross_entropy(logits, kinds, reduction="none") * share).sum() / count,
             "box": (box * share[hits]).sum() / count,
         }
+
+
+def anchor_terms(
+    objectness: Tensor, shifts: Tensor, anchors: Tensor, truth: Sequence[Objects], weights: Tensor, samples: int
+) -> dict[str, Tensor]:
+    """Binary cross-entropy of sampled anchors and smooth L1 of the positive ones, both divided by the sampled ones."""
+    objects: list[Tensor] = []
+    boxes: list[Tensor] = []
+    sampled = 0
+    for i, t in enumerate(truth):
+        matches = max_iou(iou(t.boxes, anchors), 0.7, 0.3)
+        positives, negatives = balanced_sample(matches, samples, 0.5)
+        places = torch.cat([positives, negatives])
+        wanted = (torch.arange(len(places), device=places.device) < len(positives)).to(objectness)
+        objects.append(F.binary_cross_entropy_with_logits(objectness[i, places], wanted, reduction="sum"))
+        goals = encode_boxes(t.boxes[matches[positives]], anchors[positives])
+        boxes.append(F.smooth_l1_loss(shifts[i, positives], goals, beta=1 / 9, reduction="sum"))
+        sampled += len(places)
+    count = object_count(sampled, shifts)
+    return {
+        "objectness": (torch.stack(objects) * weights).sum() / count,
+        "proposal": (torch.stack(boxes) * weights).sum() / count,
+    }
 
 
 def objective(network: FasterRCNN) -> Supervised:

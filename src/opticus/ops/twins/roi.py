@@ -1,4 +1,4 @@
-"""Literal loops of RoIAlign and RoIPool, as the compiled operators' sources state them."""
+"""Literal loops of RoIAlign, RoIPool and their position-sensitive forms, as the compiled operators' sources state them."""
 
 from __future__ import annotations
 
@@ -51,4 +51,39 @@ def roi_pool(plane: Array, box: Array, size: tuple[int, int], scale: float) -> A
             left, right = max(math.floor(q * bin_x) + x1, 0), min(math.ceil((q + 1) * bin_x) + x1, width)
             if bottom > top and right > left:
                 out[:, p, q] = plane[:, top:bottom, left:right].max((1, 2))
+    return out
+
+
+def psroi_pool(plane: Array, box: Array, size: tuple[int, int], scale: float) -> Array:
+    """(C, h, w) of one region (x1, y1, x2, y2) of one map (C * h * w, H, W)."""
+    channels, (height, width) = plane.shape[0] // (size[0] * size[1]), plane.shape[1:]
+    out = np.zeros((channels, *size))
+    x1, y1, x2, y2 = (math.copysign(math.floor(abs(v) + 0.5), v) for v in box.tolist())
+    left, top, right, bottom = x1 * scale, y1 * scale, (x2 + 1) * scale, (y2 + 1) * scale
+    bin_y, bin_x = max(bottom - top, 0.1) / size[0], max(right - left, 0.1) / size[1]
+    for c in range(channels):
+        for p in range(size[0]):
+            for q in range(size[1]):
+                rows = range(max(math.floor(p * bin_y + top), 0), min(math.ceil((p + 1) * bin_y + top), height))
+                columns = range(max(math.floor(q * bin_x + left), 0), min(math.ceil((q + 1) * bin_x + left), width))
+                own = plane[(c * size[0] + p) * size[1] + q]
+                if len(rows) and len(columns):
+                    out[c, p, q] = sum(own[y, x] for y in rows for x in columns) / (len(rows) * len(columns))
+    return out
+
+
+def psroi_align(plane: Array, box: Array, size: tuple[int, int], scale: float, samples: int) -> Array:
+    """(C, h, w) of one region (x1, y1, x2, y2) of one map (C * h * w, H, W)."""
+    channels = plane.shape[0] // (size[0] * size[1])
+    out = np.zeros((channels, *size))
+    x1, y1, x2, y2 = box * scale - 0.5
+    bin_y, bin_x = (y2 - y1) / size[0], (x2 - x1) / size[1]
+    for c in range(channels):
+        for p in range(size[0]):
+            for q in range(size[1]):
+                own = plane[(c * size[0] + p) * size[1] + q][None]
+                for i in range(samples):
+                    for j in range(samples):
+                        y, x = y1 + p * bin_y + (i + 0.5) * bin_y / samples, x1 + q * bin_x + (j + 0.5) * bin_x / samples
+                        out[c, p, q] += bilinear(own, y, x)[0] / samples**2
     return out
