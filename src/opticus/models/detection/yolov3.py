@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -218,7 +218,7 @@ def _check(config: Config) -> None:
 
 
 def _prepare(size: int) -> Prepare:
-    return Prepare(**{**PREPARE.to_json(), "size": (size, size)})
+    return replace(PREPARE, size=(size, size))
 
 
 NETWORK = YOLOv3
