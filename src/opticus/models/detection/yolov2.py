@@ -126,7 +126,7 @@ class YOLOv2(nn.Module):
 
     def cells(self, size: tuple[int, int], like: Tensor) -> Cells:
         """The cells and priors of every answer for inputs of `size` (H, W)."""
-        priors = torch.tensor(self.config.anchors).reshape(-1, 2) * self.stride
+        priors = torch.tensor(self.config.anchors, dtype=torch.float64).reshape(-1, 2) * self.stride
         return cells_of(size, (self.stride,), [priors], like)
 
     def results(self, out: Answers, images: Images) -> list[Result]:
