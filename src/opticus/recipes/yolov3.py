@@ -39,7 +39,7 @@ def tiny(model: str) -> Recipe:
 
 
 def coco(model: str) -> Recipe:
-    """The 500,200 updates of batch 64 of yolov3.cfg; pictures keep one size, where the authors draw another every ten updates."""
+    """The 500,200 updates of batch 64 of yolov3.cfg, at another input size every ten updates (`random=1`)."""
     size = 416
     return Recipe(
         model,
@@ -54,7 +54,7 @@ def coco(model: str) -> Recipe:
         steps=500_200,
         optim={"all": Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4)},
         schedules=(Schedule("step", milestones=(400_000 / 500_200, 450_000 / 500_200), warmup=1000 / 500_200),),
-        options={"ignore": 0.7},
+        options={"ignore": 0.7, "sizes": tuple(range(320, 609, 32)), "every": 10},
         workers=8,
         note="pjreddie/darknet cfg/yolov3.cfg: learning rate 0.001, momentum 0.9, decay 0.0005, burn-in of 1,000 updates, divided by 10 "
         "at 400k and 450k, ignore_thresh 0.7, from a Darknet-53 trained on ImageNet; the paper prints AP50 55.3 at 416; not run here",

@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from opticus.layers.darknet import ConvUnit, half_pool, he_normal
 from opticus.losses.boxes import object_count
+from opticus.losses.multiscale import MultiScale
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import Cells, Survival, answerable, boxes_of, cells_of, rows_of, survivors, targets_of
 from opticus.matching.detections import in_original, windows
@@ -188,7 +189,7 @@ class YOLOv3(nn.Module):
 
     def cells(self, size: tuple[int, int], like: Tensor) -> Cells:
         """The cells and priors of every answer for inputs of `size` (H, W)."""
-        priors = torch.tensor(self.config.anchors).reshape(len(self.strides), self.per, 2).flip(0)
+        priors = torch.tensor(self.config.anchors, dtype=torch.float64).reshape(len(self.strides), self.per, 2).flip(0)
         return cells_of(size, self.strides, list(priors), like)
 
     def results(self, out: Answers, images: Images) -> list[Result]:
@@ -218,7 +219,7 @@ def _check(config: Config) -> None:
 
 
 def _prepare(size: int) -> Prepare:
-    return Prepare(**{**PREPARE.to_json(), "size": (size, size)})
+    return replace(PREPARE, size=(size, size))
 
 
 NETWORK = YOLOv3
@@ -278,9 +279,13 @@ def _box_loss(answers: Tensor, targets: Tensor) -> Float[Tensor, "P"]:
     return (centre + (answers[:, 2:] - targets[:, 2:]).square() / 2).sum(1)
 
 
-def objective(network: YOLOv3, **options: Any) -> Supervised:
-    """Targets are boxes in network-input pixels; option of `criterion`: ignore."""
-    return Supervised(network, criterion(network, **options))
+def objective(network: YOLOv3, sizes: tuple[int, ...] = (), every: int = 10, **options: Any) -> Supervised | MultiScale:
+    """Targets are boxes in network-input pixels; option of `criterion`: ignore.
+
+    `sizes`: input sizes to train at, another one every `every` updates; () = the batch's own.
+    """
+    supervised = Supervised(network, criterion(network, **options))
+    return MultiScale(supervised, tuple(sizes), every) if sizes else supervised
 
 
 # --- variants ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Class names of published weights, shipped as text: one name per line, in the order of the head's outputs.
 
 The names are those of torchvision (BSD-3-Clause, `torchvision.models._meta`), which made the ImageNet ones unique. The WordNet
-ids beside them ("imagenet1k_synsets", the folder names of ImageNet) are those of timm (Apache-2.0).
+ids beside them ("imagenet1k_synsets", the folder names of ImageNet) are those of timm (Apache-2.0). "voc20" is data/voc.names of
+pjreddie/darknet (public domain), the classes of Pascal VOC in the order of their names.
 """
 
 from __future__ import annotations
