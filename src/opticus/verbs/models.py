@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from opticus import zoo
+from opticus.parity.manifests import all_manifests
 from opticus.structures import Prepare, Result, Task, UsageError, Weights, WeightsError
+from opticus.weights import darknet
 from opticus.weights.fetch import fetch
 from opticus.weights.identify import Identity, identify_file
 from opticus.weights.labels import labels
@@ -231,6 +233,8 @@ def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, ch
         changes = {"classes": row.classes, **changes}
     fit = _best_fit(name, zoo.config_of(name, changes), path, row, fresh, asked="classes" in changes)
     network, content = zoo.build(name, fit.config), read(path, fit.layout)
+    if darknet.CFG in content.metadata and hasattr(module, "check_cfg"):
+        module.check_cfg(fit.config, content.metadata[darknet.CFG], str(path))
     loaded = load_into(
         network, content.state, module.FORMATS[fit.format], fresh=fresh, classes=changes.get("classes"), file=str(path),
         positions=getattr(module, "POSITIONS", None), ignore=getattr(module, "IGNORE", None),
@@ -264,15 +268,23 @@ def _best_fit(name: str, config: Any, path: Path, row: Weights | None, fresh: st
     chosen = formats if row is None else {row.format: formats[row.format]}
     if not chosen:
         raise WeightsError(f"{name}: no published format is known; only files written by opticus can be loaded")
-    views = layouts(path)
+    views = layouts(path, lambda: _plans(name, config, chosen))
     fits = [_fit(module, name, config, key, chosen[key], view, fresh) for view in views for key in chosen]
     best = min(fits, key=lambda fit: fit.faults)
     if best.faults == 0 or asked or fresh is not None or not best.match.misshapen or not hasattr(config, "classes"):
         return best
     rows = best.match.misshapen[0][1][0] if best.match.misshapen[0][1] else 0
-    others = [replace(config, classes=count) for count in (rows, rows - 1) if count > 0]
+    widths: tuple[int, ...] = module.classes_of(rows) if hasattr(module, "classes_of") else (rows, rows - 1)
+    others = [replace(config, classes=count) for count in widths if count > 0]
     fits = [_fit(module, name, other, best.format, formats[best.format], best.layout, None) for other in others]
     return min([best, *fits], key=lambda fit: fit.faults)
+
+
+def _plans(name: str, config: Any, formats: Mapping[str, Names]) -> list[dict[str, tuple[int, ...]]]:
+    """The layout of a network's darknet file, from the keys recorded for its variant and the network's own shapes."""
+    ours = zoo.meta(name, config).state_dict()
+    recorded = [m for m in all_manifests() if m.name == name and m.format in formats and m.format.startswith(darknet.FORMAT)]
+    return [darknet.layout_of(ours, m.keys, formats[m.format]) for m in recorded]
 
 
 def _fit(module: Any, name: str, config: Any, key: str, table: Names, layout: Layout, fresh: str | None) -> _Fit:
@@ -296,7 +308,7 @@ def _resized(prepare: Prepare, changes: Mapping[str, Any]) -> Prepare:
     if prepare.crop is not None:
         short = round(prepare.size[0] * side / prepare.crop[0])
         return replace(prepare, size=(short, prepare.size[1]), crop=(side, side))
-    return replace(prepare, size=(side, side)) if prepare.resize == "fixed" else prepare
+    return replace(prepare, size=(side, side)) if prepare.resize in ("fixed", "letterbox") else prepare
 
 
 def identify(file: str | Path) -> Identity:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from opticus.structures import WeightsError
+from opticus.weights.darknet import CFG, cfg_beside, is_darknet, read_head, shapes_by
 from opticus.weights.pickles import Held, walk
 
 LARGEST_HEADER = 64 << 20  # bytes of a safetensors header or of the pickle inside a .pth
@@ -27,6 +28,7 @@ ITEMSIZE = {
     **dict.fromkeys(("I64", "U64", "F64"), 8),
 }
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save wrote before torch 1.6
+_YOLOV5 = ("models.yolo.", "models.common.", "models.experimental.")  # the modules of ultralytics/yolov5 and /yolov3
 _NOT_WEIGHTS = {
     b"\x89HDF": "an HDF5 file (Keras); only .pth, safetensors and npz are read",
     b"\x1f\x8b": "a gzip archive; unpack it first",
@@ -36,10 +38,10 @@ _NOT_WEIGHTS = {
 
 
 class Header(NamedTuple):
-    """The outside of a file: its `kind` ("pth" | "legacy" | "safetensors" | "npz"), its nested keys, and text metadata.
+    """The outside of a file: its `kind` ("pth" | "legacy" | "safetensors" | "npz" | "darknet"), its nested keys, and text metadata.
 
     `tree` maps keys to `Held` (a shape), to further mappings, or to anything else that is no tensor. `names` are the classes and
-    functions that a pickle refers to.
+    functions that a pickle refers to. A darknet file has no keys of its own: its tree is empty unless its cfg lies beside it.
     """
 
     kind: str
@@ -49,12 +51,14 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Keys and shapes of a `.pth`/`.pt`/`.bin`, safetensors or npz file, told apart by content.
+    """Keys and shapes of a `.pth`/`.pt`/`.bin`, safetensors, npz or darknet `.weights` file, told apart by content.
 
     WeightsError names the file and what is wrong: unknown, truncated, corrupt, a decompression bomb, or a TorchScript programme.
     """
     kind = kind_of(path)
     try:
+        if kind == "darknet":
+            return _darknet(path)
         with path.open("rb") as file:
             if kind == "safetensors":
                 return _safetensors(path, file)
@@ -93,7 +97,9 @@ def kind_of(path: Path) -> str:
     for magic, what in _NOT_WEIGHTS.items():
         if start.lstrip().startswith(magic):
             raise WeightsError(f"{path}: this is {what}")
-    raise WeightsError(f"{path}: not a weights file that is known (.pth, safetensors, npz); it starts with {start[:8]!r}")
+    if is_darknet(path, start):
+        return "darknet"
+    raise WeightsError(f"{path}: not a weights file that is known (.pth, safetensors, npz, .weights); it starts with {start[:8]!r}")
 
 
 def _zip_kind(path: Path) -> str:
@@ -111,6 +117,14 @@ def _zip_kind(path: Path) -> str:
     raise WeightsError(
         f"{path}: a zip archive that is neither a PyTorch file (data.pkl) nor an npz, it holds {', '.join(names[:3]) or 'nothing'}"
     )
+
+
+def _darknet(path: Path) -> Header:
+    cfg = cfg_beside(path)
+    if cfg is None:
+        read_head(path)
+        return Header("darknet", {}, {})
+    return Header("darknet", {key: Held(shape, "F32") for key, shape in shapes_by(cfg, path).items()}, {CFG: cfg.to_json()})
 
 
 # --- safetensors -------------------------------------------------------------------------------------------------------
@@ -216,8 +230,11 @@ def _legacy(path: Path, file: IO[bytes]) -> Header:
 
 def _header_of_pickle(path: Path, kind: str, found: tuple[Any, tuple[str, ...]]) -> Header:
     value, names = found
-    if any(name.split(".")[0] == "ultralytics" or name.startswith("models.yolo") for name in names):
-        raise WeightsError(f"{path}: a pickled ultralytics model object, not a state dict; it can run code and is not read")
+    if foreign := [name for name in names if name.split(".")[0] == "ultralytics" or name.startswith(_YOLOV5)]:
+        raise WeightsError(
+            f"{path}: holds pickled classes of AGPL-3.0 code ({foreign[0]}, by ultralytics), not a state dict; such a file runs that "
+            "code when it is opened, so it is not read, and nothing in it was executed"
+        )
     if isinstance(value, Held):
         value = {"tensor": value}
     if not isinstance(value, dict):

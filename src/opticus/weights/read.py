@@ -1,4 +1,4 @@
-"""Reading the tensors of a published file: `.pth` (tensors only, never code), safetensors (also in shards) and npz."""
+"""Reading the tensors of a published file: `.pth` (tensors only, never code), safetensors (also in shards), npz, darknet's `.weights`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from opticus.parity.manifests import all_manifests
 from opticus.structures import WeightsError
+from opticus.weights import darknet
 from opticus.weights.header import Header, kind_of, own_metadata, read_header, tensors
 
 Shapes = dict[str, tuple[int, ...]]
@@ -70,9 +72,12 @@ def header(path: str | Path) -> Shapes:
     return layouts(Path(path))[0].shapes
 
 
-def layouts(path: str | Path) -> list[Layout]:
-    """Every state dict that a file may be meant as, the most likely first. WeightsError if it holds no tensor at all."""
-    return layouts_of(Path(path), file_header(path))
+def layouts(path: str | Path, plans: Callable[[], list[Shapes]] | None = None) -> list[Layout]:
+    """Every state dict that a file may be meant as, the most likely first. WeightsError if it holds no tensor at all.
+
+    `plans` gives the layouts to try on files that carry no keys (darknet's) and have no cfg beside them; default: the recorded ones.
+    """
+    return layouts_of(Path(path), file_header(path), plans)
 
 
 def file_header(path: str | Path) -> Header:
@@ -101,14 +106,21 @@ def resolve(path: str | Path) -> Path:
     return path
 
 
-def layouts_of(path: Path, found: Header) -> list[Layout]:
+def layouts_of(path: Path, found: Header, plans: Callable[[], list[Shapes]] | None = None) -> list[Layout]:
     """The layouts of a header that was read before."""
+    if found.kind == "darknet" and not found.tree:
+        return [Layout((), "", shapes) for shapes in darknet.fitting(path, (plans or _recorded)())]
     out: list[Layout] = []
     for container, shapes in _tables(found.tree, (), DEPTH):
         out += _prefixed(container, shapes)
     if not out:
         raise WeightsError(f"{path}: holds no tensors (its keys: {', '.join(str(key) for key in list(found.tree)[:5]) or 'none'})")
     return out
+
+
+def _recorded() -> list[Shapes]:
+    """The layouts of darknet files that papers recorded."""
+    return [manifest.keys for manifest in all_manifests() if manifest.format.startswith(darknet.FORMAT)]
 
 
 def _tables(tree: Mapping[Any, Any], container: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], Shapes]]:
@@ -159,6 +171,8 @@ def read(path: str | Path, layout: Layout | None = None) -> File:
     path = resolve(path)
     found = file_header(path)
     layout = layout or layouts_of(path, found)[0]
+    if found.kind == "darknet":
+        return File(darknet.tensors_of(path, layout.shapes), layout, found.kind, found.metadata)
     if path.suffix == ".json":
         tree: Mapping[Any, Any] = {}
         for shard in _shards(path):
