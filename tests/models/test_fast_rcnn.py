@@ -12,8 +12,8 @@ import opticus
 from opticus import zoo
 from opticus.matching import regions
 from opticus.matching.objects import Objects
-from opticus.models.detection.fast_rcnn import CODER, FastRCNN, Losses
-from opticus.ops.boxes import encode_boxes, map_boxes
+from opticus.models.detection.fast_rcnn import FastRCNN
+from opticus.ops.boxes import map_boxes
 from opticus.ops.iou import iou
 from opticus.structures import Batch, CapabilityError, Instances, Progress, Sample, UsageError
 from opticus.transforms.draw import draw_for
@@ -54,25 +54,21 @@ def test_a_picture_without_regions_has_no_results(tiny: FastRCNN) -> None:
     assert isinstance(found, Instances) and len(found) == 0
 
 
-def test_sampling_obeys_section_2_3(tiny: FastRCNN) -> None:
+def test_sampling_obeys_section_2_3() -> None:
     """At most a quarter are objects (IoU >= 0.5); the background overlaps an object by `low` to 0.5; the objects are among them."""
-    network = new("fast_rcnn/tiny", low=0.1, samples=16)
-    assert isinstance(network, FastRCNN)
     truth = Objects(torch.tensor([[20.0, 20, 60, 80]]), torch.tensor([3]))
     spots = torch.rand(400, 2) * 100
     every = torch.cat([spots, spots + 10 + torch.rand(400, 2) * 60], 1)
-    boxes, kinds, goals = Losses(network).sample(every, truth)
+    boxes, kinds, goals = regions.learned(every, truth, 16, 0.1)
     overlap = iou(truth.boxes, boxes)[0]
     assert len(boxes) == 16 and 0 < int((kinds > 0).sum()) <= 4
     assert (overlap[kinds == 4] >= 0.5).all() and set(kinds.tolist()) == {0, 4}
     assert ((overlap[kinds == 0] >= 0.1) & (overlap[kinds == 0] < 0.5)).all()
-    torch.testing.assert_close(
-        goals[kinds > 0], encode_boxes(truth.boxes.expand(int((kinds > 0).sum()), 4), boxes[kinds > 0], CODER)
-    )
-    alone = Losses(network).sample(torch.zeros(0, 4), truth)
-    assert torch.equal(alone[0], truth.boxes) and alone[2].abs().max() == 0
-    nothing = Losses(network).sample(every, Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
-    assert len(nothing[0]) == 16 and nothing[1].sum() == 0
+    assert (goals[kinds > 0] == truth.boxes).all() and torch.equal(goals[kinds == 0], boxes[kinds == 0])
+    alone = regions.learned(torch.zeros(0, 4), truth, 16, 0.1)
+    assert torch.equal(alone.boxes, truth.boxes) and torch.equal(alone.goals, truth.boxes)
+    nothing = regions.learned(every, Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), 16, 0.1)
+    assert len(nothing.boxes) == 16 and nothing.kinds.sum() == 0
 
 
 def test_regions_of_a_batch_are_learned_from(tiny: FastRCNN) -> None:

@@ -9,7 +9,7 @@ targets are divided by fixed deviations (0.1, 0.1, 0.2, 0.2) where the author co
 torchvision's mean and deviation, with which its VGG-16 was trained; the truncated SVD of section 3.1 is left out; a picture without
 objects shows all its regions as background; results are suppressed at IoU 0.3, the author's test setting; "tiny" is a small
 configuration for the demo data whose background may also be far from every object.
-*Map*: section 2.1 -> `FastRCNN.regions`; 2.2 -> `Head`, `FORMATS`; eq. 1 to 3 -> `Losses`; 2.3 "mini-batch sampling" -> `Losses.sample`;
+*Map*: section 2.1 -> `FastRCNN.regions`; 2.2 -> `Head`, `FORMATS`; eq. 1 to 3 -> `Losses`; 2.3 "mini-batch sampling" -> `matching.regions.learned`;
 2.4 -> `results`.
 """
 
@@ -26,12 +26,10 @@ from torch import Tensor, nn
 
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised
-from opticus.matching.anchors import IGNORED, balanced_sample, max_iou
 from opticus.matching.detections import best_of, in_original, pyramid_maps, suppressed, windows
 from opticus.matching.objects import Objects, objects_of
-from opticus.matching.regions import Search, listed, regions_in
+from opticus.matching.regions import Search, learned_of_all, listed, regions_in
 from opticus.ops.boxes import decode_boxes, encode_boxes
-from opticus.ops.iou import iou
 from opticus.ops.roi import roi_pool
 from opticus.structures import Backbone, Batch, CapabilityError, DataError, Images, Part, Prepare, Result, Task, Weights
 from opticus.weights.names import Names, rename
@@ -174,34 +172,17 @@ class Losses:
             raise DataError("Fast R-CNN is trained on images, found a batch without")
         truth = [Objects(t.boxes.to(out.maps), t.labels) for t in objects_of(batch.targets, self.network.config.classes, batch.ids)]
         weights = out.maps.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.maps)
-        parts = [self.sample(out.proposals[out.pictures == i], t) for i, t in enumerate(truth)]
-        boxes, kinds, goals = (torch.cat([part[k] for part in parts]) for k in range(3))
-        pictures = torch.arange(len(parts), device=boxes.device).repeat_interleave(
-            torch.tensor([len(part[0]) for part in parts], device=boxes.device)
-        )
-        logits, deltas = (answer.to(boxes) for answer in self.network.regions(out.maps, boxes, pictures))
+        learned, pictures = learned_of_all(out.proposals, out.pictures, truth, self.network.config.samples, self.network.config.low)
+        kinds = learned.kinds
+        logits, deltas = (x.to(out.proposals) for x in self.network.regions(out.maps, learned.boxes, pictures))
         share, count = weights[pictures], object_count(len(kinds), out.maps)
         hits = (kinds > 0).nonzero()[:, 0]
-        box = F.smooth_l1_loss(deltas[hits, kinds[hits]], goals[hits], reduction="none").sum(1)
+        goals = encode_boxes(learned.goals[hits], learned.boxes[hits], CODER)
+        box = F.smooth_l1_loss(deltas[hits, kinds[hits]], goals, reduction="none").sum(1)
         return {
             "class": (F.cross_entropy(logits, kinds, reduction="none") * share).sum() / count,
             "box": (box * share[hits]).sum() / count,
         }
-
-    def sample(self, regions: Tensor, truth: Objects) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (S, 4), classes (S,), 0 the background, and box targets (S, 4) of the regions learned from one picture.
-
-        Objects are regions of themselves. Those that overlap one by IoU 0.5 stand for it; background overlaps one by `low` to 0.5.
-        """
-        among = torch.cat([regions, truth.boxes])
-        overlaps = iou(truth.boxes, among)
-        matches = max_iou(overlaps, 0.5, 0.5, rescue=False)
-        if len(truth.boxes):
-            matches = matches.masked_fill(overlaps.amax(0) < self.network.config.low, IGNORED)
-        positives, negatives = balanced_sample(matches, self.network.config.samples, 0.25)
-        kinds = torch.cat([truth.labels[matches[positives]] + 1, torch.zeros_like(matches[negatives])])
-        goals = torch.cat([encode_boxes(truth.boxes[matches[positives]], among[positives], CODER), among[negatives] * 0])
-        return among[torch.cat([positives, negatives])], kinds, goals
 
 
 def objective(network: FastRCNN) -> Supervised:
