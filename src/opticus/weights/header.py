@@ -17,7 +17,6 @@ from typing import IO, Any, Literal, NamedTuple, cast
 
 from opticus.structures import WeightsError
 from opticus.weights.darknet import CFG, cfg_beside, is_darknet, read_head, shapes_by
-from opticus.weights.pickles import Held, walk
 from opticus.weights.pickles import ARRAYS, Held, walk
 
 LARGEST_HEADER = 64 << 20  # bytes of a safetensors header or of the pickle inside a .pth
@@ -39,8 +38,7 @@ _NOT_WEIGHTS = {
 
 
 class Header(NamedTuple):
-    """The outside of a file: its `kind` ("pth" | "legacy" | "safetensors" | "npz" | "darknet"), its nested keys, and text metadata.
-    """The outside of a file: its `kind` ("pth" | "legacy" | "safetensors" | "npz" | "pickle"), its nested keys, and text metadata.
+    """The outside of a file: its `kind` ("pth" | "legacy" | "safetensors" | "npz" | "pickle" | "darknet"), its nested keys, metadata.
 
     `tree` maps keys to `Held` (a shape), to further mappings, or to anything else that is no tensor. `names` are the classes and
     functions that a pickle refers to. A darknet file has no keys of its own: its tree is empty unless its cfg lies beside it.
@@ -53,8 +51,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Keys and shapes of a `.pth`/`.pt`/`.bin`, safetensors, npz or darknet `.weights` file, told apart by content.
-    """Keys and shapes of a `.pth`/`.pt`/`.bin`, safetensors or npz file or a pickle of arrays, told apart by content.
+    """Keys and shapes of a `.pth`/`.pt`/`.bin`, safetensors, npz or darknet `.weights` file or a pickle of arrays, told apart by content.
 
     WeightsError names the file and what is wrong: unknown, truncated, corrupt, a decompression bomb, or a TorchScript programme.
     """

@@ -1,6 +1,4 @@
-"""Reading the tensors of a published file: `.pth` (tensors only, never code), safetensors (also in shards), npz, darknet's `.weights`."""
-
-"""Reading the tensors of a published file: `.pth` (tensors only, never code), safetensors (also in shards), npz, pickles of arrays."""
+"""Reading the tensors of a file: `.pth` (tensors only, never code), safetensors (also in shards), npz, pickled arrays, darknet."""
 
 from __future__ import annotations
 
