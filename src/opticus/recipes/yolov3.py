@@ -57,5 +57,5 @@ def coco(model: str) -> Recipe:
         options={"ignore": 0.7, "sizes": tuple(range(320, 609, 32)), "every": 10},
         workers=8,
         note="pjreddie/darknet cfg/yolov3.cfg: learning rate 0.001, momentum 0.9, decay 0.0005, burn-in of 1,000 updates, divided by 10 "
-        "at 400k and 450k, ignore_thresh 0.7, from a Darknet-53 trained on ImageNet; the paper prints AP50 55.3 at 416; not run here",
+        "at 400k and 450k, ignore_thresh 0.7, from a Darknet-53 trained on ImageNet; AP50 55.3 at 416 is published; not run here",
     )

@@ -282,5 +282,15 @@ def check_cfg(config: Config, cfg: str, file: str) -> None:
             )
 
 
-WEIGHTS: dict[str, Weights] = {}
-PARAMETERS: dict[str, int] = {}
+WEIGHTS: dict[str, Weights] = {
+    "416:coco": Weights(
+        url="https://pjreddie.com/media/files/yolov2.weights",
+        format="darknet",
+        license="YOLO licence (public domain)",
+        source="PurdueDualityLab/TensorFlowModels: yolo/utils/downloads/file_manager.py",
+        prepare=PREPARE,
+        digest="d9945162ed6f54ce1a901e3ec537bdba4d572ecae7873087bd730e5a7942df3f",
+        labels="coco80",
+    )
+}
+PARAMETERS: dict[str, int] = {"416": 50_962_889, "416-voc": 50_655_389}

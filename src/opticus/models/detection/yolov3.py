@@ -369,23 +369,37 @@ def check_cfg(config: Config, cfg: str, file: str) -> None:
             )
 
 
-def _published(name: str, layout: str, source: str, size: int, ap: float | None) -> Weights:
+_FILES = "PurdueDualityLab/TensorFlowModels: yolo/utils/downloads/file_manager.py"
+
+
+def _published(name: str, layout: str, digest: str, size: int, **more: Any) -> Weights:
     return Weights(
         url=f"https://pjreddie.com/media/files/{name}.weights",
         format=layout,
         license="YOLO licence (public domain)",
-        source=source,
         prepare=PREPARE,
+        digest=digest,
         labels="coco80",
-        reports={} if ap is None else {"AP50": ap},
         size=size,
+        **more,
     )
 
 
 WEIGHTS: dict[str, Weights] = {
     "416:coco": _published(
-        "yolov3", "darknet", "github.com/tspannhw/nifi-yolo3; AP50: huggingface.co/lucid-dl/yolo-v3", 248_007_048, 55.3
+        "yolov3",
+        "darknet",
+        "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297",
+        248_007_048,
+        reports={"AP50": 55.3},
+        source=f"{_FILES}; AP50: huggingface.co/lucid-dl/yolo-v3",
     ),
-    "tiny-416:coco": _published("yolov3-tiny", "darknet-tiny", "github.com/ChhayaSh/YOLO", 35_434_956, None),
+    "tiny-416:coco": _published(
+        "yolov3-tiny",
+        "darknet-tiny",
+        "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
+        35_434_956,
+        source=_FILES,
+    ),
 }
 PARAMETERS: dict[str, int] = {"416": 61_949_149, "tiny-416": 8_852_366}
