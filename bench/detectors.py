@@ -10,10 +10,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import importlib.util
 import io
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +27,12 @@ from torch import Tensor, nn
 
 from models import ROUNDS, SMALL_ROUNDS, THREADS, Row, allow_torchvision, images_of, medians, row, same, training
 from opticus import zoo
+from opticus.matching.cells import boxes_of
 from opticus.metrics.detect import CocoDetection
 from opticus.ops.iou import iou
-from opticus.parity.fill import fill_module
+from opticus.parity.fill import fill, fill_module
 from opticus.structures import Batch, Instances, Progress
+from opticus.verbs.models import load
 from opticus.weights.load import load_into
 
 OBJECTS = 30  # of a made picture for post-processing
@@ -102,8 +109,11 @@ def step(title: str, ours: str, mine: Any, peer: Any, shift: int, rounds: int) -
     return training(f"{title}, batch 2, {side}x{side}", steps, "torchvision", 1e-6, min(rounds, SMALL_ROUNDS))
 
 
-def dense_answers(anchors: Tensor, classes: int, size: tuple[int, int]) -> Tensor:
-    """Logits (N, K) as a trained detector gives them: some tens of anchors answer for each of OBJECTS boxes, the rest is silent."""
+def dense_answers(anchors: Tensor, classes: int, size: tuple[int, int], *, background: bool = False) -> Tensor:
+    """Logits (N, K) as a trained detector gives them: some tens of anchors answer for each of OBJECTS boxes, the rest is silent.
+
+    With `background` the first column stands at 0, against which a softmax weighs the others.
+    """
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(OBJECTS, 2, generator=generator) * torch.tensor([size[1], size[0]]) * 0.8
     boxes = torch.cat([low, low + 20 + torch.rand(OBJECTS, 2, generator=generator) * 150], 1)
@@ -111,6 +121,8 @@ def dense_answers(anchors: Tensor, classes: int, size: tuple[int, int]) -> Tenso
     logits = torch.randn(len(anchors), classes, generator=generator) * 0.5 - 7
     for kind, share in zip(torch.randint(1, classes, (OBJECTS,), generator=generator).tolist(), overlap):
         logits[:, kind] += 9 * share
+    if background:
+        logits[:, 0] = 0
     return logits
 
 
@@ -164,7 +176,7 @@ def faster_rcnn(rounds: int) -> Iterator[Row]:
     with torch.inference_mode():
         pixels, images = inputs[0], images_of(inputs[0])
         out = mine(pixels)
-        logits = dense_answers(out.proposals, 91, (800, 1056))
+        logits = dense_answers(out.proposals, 91, (800, 1056), background=True)
         out = out._replace(logits=logits)
         ways = {
             "ours": lambda: mine.results(out, images),
@@ -173,6 +185,82 @@ def faster_rcnn(rounds: int) -> Iterator[Row]:
         }
         yield processing("Faster R-CNN R50-FPN", ways, len(mine.results(out, images)[0]), len(ways["peer"]()[0][0]), rounds)
     yield step("Faster R-CNN R50-FPN", "faster_rcnn/r50", mine, peer, 0, rounds)
+
+
+def ssd(rounds: int) -> Iterator[Row]:
+    mine, peer = pair("ssd/300", lambda d: d.ssd300_vgg16(weights=None, weights_backbone=None))
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(b, 3, 300, 300, generator=generator) for b in (1, 8)]
+
+    def heads(peer: Any, pixels: Tensor) -> list[Tensor]:
+        out = peer.head(list(peer.backbone(pixels).values()))
+        return [out["cls_logits"], out["bbox_regression"]]
+
+    yield from whole("SSD300", mine, peer, inputs, heads, rounds)
+    with torch.inference_mode():
+        pixels, images = inputs[0], images_of(inputs[0])
+        boxes = mine.default_boxes((300, 300), pixels)
+        out = mine(pixels)._replace(logits=dense_answers(boxes, 91, (300, 300), background=True)[None])
+        heads_out = {"cls_logits": out.logits, "bbox_regression": out.deltas}
+        ways = {
+            "ours": lambda: mine.results(out, images),
+            "peer": lambda: peer.postprocess_detections(heads_out, [boxes], [(300, 300)]),
+            "network": lambda: mine(pixels),
+        }
+        yield processing("SSD300", ways, len(mine.results(out, images)[0]), len(ways["peer"]()[0]["boxes"]), rounds)
+    yield step("SSD300", "ssd/300", mine, peer, 0, rounds)
+
+
+def yolov3(rounds: int) -> Iterator[Row]:
+    """Against the package pytorchyolo (GPL-3.0; it is only run, and only where it is installed) from darknet's cfg.
+
+    Its augmentation library does not load beside NumPy 2 and is not needed here, so a dummy stands in for it.
+    """
+    from unittest.mock import MagicMock
+
+    cfg = Path(os.environ.get("OPTICUS_DARKNET", ""), "cfg", "yolov3.cfg")
+    if importlib.util.find_spec("pytorchyolo") is None or not cfg.is_file():
+        print("  YOLOv3: left out, it needs the package pytorchyolo and OPTICUS_DARKNET=<a checkout of darknet>", file=sys.stderr)
+        return
+    allow_torchvision()
+    for name in ("imgaug", "imgaug.augmenters", "imgaug.augmentables", "imgaug.augmentables.bbs"):
+        sys.modules.setdefault(name, MagicMock())
+    from pytorchyolo.models import Darknet
+    from pytorchyolo.utils.utils import non_max_suppression
+
+    peer = Darknet(str(cfg)).eval()
+    own = {key: fill(key, tuple(v.shape), v.dtype) for key, v in peer.state_dict().items() if "anchor" not in key and v.ndim}
+    peer.load_state_dict(own, strict=False)
+    peer.header_info[1] = 2  # darknet's version 0.2, whose counter of pictures has 64 bits
+    with tempfile.TemporaryDirectory() as folder:
+        peer.save_darknet_weights(f"{folder}/yolov3.weights")
+        mine: Any = load("yolov3/416", f"{folder}/yolov3.weights", quiet=True).eval()
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 8):
+        pixels = torch.rand(batch, 3, 416, 416, generator=generator)
+        images = images_of(pixels)
+        with torch.inference_mode():
+            same(
+                "YOLOv3", [mine(pixels).objects.sigmoid().sort().values], [peer(pixels)[..., 4].sort().values]
+            )  # rows lie otherwise
+            found = medians({"peer": partial(peer, pixels), "ours": partial(mine, pixels)}, rounds if batch == 1 else SMALL_ROUNDS)
+            yield row(f"YOLOv3, batch {batch}, 416x416", found["ours"], found["peer"], "pytorchyolo")
+            if batch == 1:
+                out = mine(pixels)
+                boxes = boxes_of(out.boxes, mine.cells((416, 416), out.boxes))
+                logits = dense_answers(boxes[0].clamp(0, 416), 80, (416, 416))
+                out = out._replace(objects=logits.amax(1)[None], logits=logits[None] + 2)
+                probs = torch.cat([out.objects[..., None], out.logits], -1).sigmoid()
+                raw = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2], probs], -1)
+                ways = {
+                    "ours": lambda out=out, images=images: mine.results(out, images),
+                    "peer": lambda raw=raw: non_max_suppression(raw, 0.005, 0.45),
+                    "network": partial(mine, pixels),
+                }
+                found = medians(ways, rounds)
+                share = 100 * found["ours"] / found["network"]
+                title = f"YOLOv3, post-processing alone ({share:.1f} % of the network)"
+                yield row(title, found["ours"], found["peer"], "pytorchyolo, greedy loop for its suppression")
 
 
 # --- evaluation --------------------------------------------------------------------------------------------------------
@@ -239,7 +327,7 @@ def run(rounds: int = ROUNDS, show: Callable[[Row], Any] = lambda row: None) -> 
     torch.set_num_threads(THREADS)
     rows: list[Row] = []
     try:
-        for case in (faster_rcnn, retinanet):
+        for case in (faster_rcnn, retinanet, ssd, yolov3):
             for found in case(rounds):
                 rows.append(found)
                 show(found)
