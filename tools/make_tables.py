@@ -79,6 +79,7 @@ ROWS = (
     Row("retinanet/tiny", "scenes"),
     Row("fcos/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
+    Row("yolov4/tiny", "scenes"),
     Row("yolov5/tiny", "scenes"),
     Row("yolov8/tiny", "scenes"),
 )
