@@ -83,6 +83,7 @@ ROWS = (
     Row("faster_rcnn/tiny", "scenes"),
     Row("yolov3/tiny", "scenes"),
     Row("cornernet/tiny", "scenes"),
+    Row("yolov4/tiny", "scenes"),
     Row("yolov5/tiny", "scenes"),
     Row("yolov8/tiny", "scenes"),
     Row("rfcn/tiny", "scenes"),
