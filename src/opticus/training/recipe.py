@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from opticus.structures import Batch, Objective, UnknownNameError, UsageError
+from opticus.structures import Batch, Dataset, Objective, UnknownNameError, UsageError
 
 WORDS = {
     int: "a whole number",
@@ -175,6 +175,7 @@ class Job:
     lower_is_better: bool = False
     resume: bool = False
     quiet: bool = False
+    data: Dataset | None = None  # the training pictures as they are, for loops that look at them all
 
     @property
     def steps(self) -> int:

@@ -177,6 +177,7 @@ def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, o
         recipe, objective, draw, steps_per_epoch(len(data), recipe.batch), out, meta_of(network), evaluate,
         metric=recipe.metric or (headline[0] if headline else "loss"),
         lower_is_better=headline is not None and headline[1] and recipe.metric in (None, headline[0]), resume=resume, quiet=quiet,
+        data=data,
     )  # fmt: skip
 
 
