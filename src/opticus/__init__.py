@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opticus.verbs.evaluate import evaluate
     from opticus.verbs.evaluate_results import evaluate_results
     from opticus.verbs.info import info
+    from opticus.verbs.match import cascade, match
     from opticus.verbs.models import create, identify, load, save
     from opticus.verbs.probe import probe
     from opticus.verbs.prove import prove
@@ -32,6 +33,7 @@ _WHERE = {
     "Error": "opticus.structures",
     "Recipe": "opticus.training.recipe",
     "Sample": "opticus.structures",
+    "cascade": "opticus.verbs.match",
     "compare": "opticus.verbs.compare",
     "create": "opticus.verbs.models",
     "doctor": "opticus.data.doctor",
@@ -43,6 +45,7 @@ _WHERE = {
     "info": "opticus.verbs.info",
     "list_models": "opticus.zoo",
     "load": "opticus.verbs.models",
+    "match": "opticus.verbs.match",
     "open_data": "opticus.data.open",
     "probe": "opticus.verbs.probe",
     "prove": "opticus.verbs.prove",
@@ -56,6 +59,7 @@ __all__ = [
     "Recipe",
     "Sample",
     "__version__",
+    "cascade",
     "compare",
     "create",
     "doctor",
@@ -67,6 +71,7 @@ __all__ = [
     "info",
     "list_models",
     "load",
+    "match",
     "open_data",
     "probe",
     "prove",

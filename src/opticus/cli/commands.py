@@ -12,6 +12,7 @@ from opticus.cli.anchors import Anchors
 from opticus.cli.compare_models import CompareModels
 from opticus.cli.explain import Explain
 from opticus.cli.lab import Lab
+from opticus.cli.match import Cascade, Match
 from opticus.cli.probe import Probe, TransferCurve
 from opticus.cli.proposals import Proposals
 from opticus.structures.errors import DataError, UsageError
@@ -442,6 +443,8 @@ COMMANDS: dict[str, Any] = {
     "transfer-curve": TransferCurve,
     "anchors": Anchors,
     "proposals": Proposals,
+    "match": Match,
+    "cascade": Cascade,
     "doctor": Doctor,
     "report": Report,
     "compare": Compare,

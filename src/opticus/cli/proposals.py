@@ -14,11 +14,12 @@ class Proposals:
     """Recall of class-free boxes on a data set: opticus proposals scenes method=selective-search pictures=50."""
 
     data: str = field(default="", metadata={"word": True})
-    method: Literal["selective-search", "sliding-windows"] = "selective-search"
+    method: Literal["selective-search", "edge-boxes", "sliding-windows"] = "selective-search"
     limit: int = 2000
     pictures: int | None = None  # the first so many; None = all
     split: str = "test"
     seed: int = 0
+    file: str | None = None  # edge-boxes: OpenCV's edge model (model.yml.gz)
     quiet: bool = False
     json: bool = False
 
@@ -35,6 +36,7 @@ class Proposals:
             pictures=self.pictures,
             split=self.split,
             seed=self.seed,
+            file=self.file,
             quiet=self.quiet,
         )
         print(json.dumps(found.to_json(), indent=1) if self.json else found.table())

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from opticus.data.open import open_data
 from opticus.matching.selective_search import selective_search
+from opticus.models.classical._edge_boxes import edge_boxes
 from opticus.ops.iou import iou
-from opticus.structures import CapabilityError, DataError, Instances, Picture, UnknownNameError
+from opticus.structures import CapabilityError, DataError, Instances, Picture, UnknownNameError, UsageError
 
 
 def sliding_windows(picture: Picture, *, limit: int = 2000, seed: int = 0) -> Any:
@@ -30,7 +31,11 @@ def sliding_windows(picture: Picture, *, limit: int = 2000, seed: int = 0) -> An
     return torch.tensor(boxes)[order].numpy()
 
 
-METHODS: dict[str, Callable[..., Any]] = {"selective-search": selective_search, "sliding-windows": sliding_windows}
+METHODS: dict[str, Callable[..., Any]] = {
+    "selective-search": selective_search,
+    "edge-boxes": edge_boxes,
+    "sliding-windows": sliding_windows,
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,18 @@ def proposals(
     pictures: int | None = None,
     split: str = "test",
     seed: int = 0,
+    file: str | Path | None = None,
     quiet: bool = False,
 ) -> Proposals:
-    """Score `method` ("selective-search" or "sliding-windows") with at most `limit` boxes on the first `pictures` of `data`."""
+    """Score `method` with at most `limit` boxes on the first `pictures` of `data`.
+
+    Methods: "selective-search", "sliding-windows", and "edge-boxes", which needs opencv-contrib and its edge model in `file`.
+    """
     if method not in METHODS:
         raise UnknownNameError("proposal method", method, METHODS)
+    if file is not None and method != "edge-boxes":
+        raise UsageError(f"proposals: file= is the edge model of method=edge-boxes, {method} needs none")
+    more = {"file": file} if method == "edge-boxes" else {}
     source = open_data(data, split)
     if source.task != "detect":
         raise CapabilityError(f"{data}: proposals are scored on boxes, this data is for {source.task}")
@@ -81,7 +93,7 @@ def proposals(
         sample = source[i]
         if not isinstance(sample.target, Instances):
             raise DataError(f"{sample.id}: has no boxes")
-        found = torch.as_tensor(METHODS[method](sample.picture, limit=limit, seed=seed), dtype=torch.float32)
+        found = torch.as_tensor(METHODS[method](sample.picture, limit=limit, seed=seed, **more), dtype=torch.float32)
         overlaps = iou(sample.target.boxes, found)
         boxes += len(found)
         best.append(torch.stack([_most(overlaps[:, :n]) for n in at], 1))
