@@ -9,7 +9,7 @@ from PIL import Image
 
 from opticus.structures import ImageError, Picture, Prepare, UsageError
 from opticus.transforms.pixels import channelled, resize
-from opticus.transforms.prepare import prepare, resized_size, shortest_size
+from opticus.transforms.prepare import prepare, resized_size, scaled_size, shortest_size
 
 RAW = Prepare(resize="none", scale=1, mean=(0,), std=(1,))
 
@@ -103,6 +103,24 @@ def test_imagenet_rule_equals_pillow_with_resize_and_centre_crop():
 )
 def test_detr_sizes(size, expected):
     assert shortest_size(size, 800, 1333) == expected
+
+
+@given(st.integers(2, 3000), st.integers(2, 3000))
+@settings(max_examples=200, deadline=None)
+def test_scaled_sizes_are_those_of_torchs_interpolation(height, width):
+    """torchvision asks interpolate for a factor in float32 and lets it recompute the size; this is that call."""
+    low, high = (torch.tensor(v, dtype=torch.float32) for v in (min(height, width), max(height, width)))
+    factor = torch.min(80.0 / low, 133.0 / high).item()
+    if min(height, width) * factor < 1:
+        return
+    row = torch.nn.functional.interpolate(torch.zeros(1, 1, height, 1), scale_factor=(factor, 1.0), recompute_scale_factor=True)
+    column = torch.nn.functional.interpolate(torch.zeros(1, 1, 1, width), scale_factor=(1.0, factor), recompute_scale_factor=True)
+    assert scaled_size((height, width), 80, 133) == (row.shape[2], column.shape[3])
+
+
+def test_scaled_sizes_may_end_a_pixel_short_and_need_no_limit():
+    sizes = [scaled_size((low, 2 * low), 800, 0) for low in (500, 427, 52)]
+    assert sizes[0] == (800, 1600) and any(min(size) == 799 for size in sizes) and all(799 <= min(size) <= 800 for size in sizes)
 
 
 @given(

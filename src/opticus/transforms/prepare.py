@@ -1,8 +1,8 @@
 """From pictures to network inputs, exactly as the published weights saw them (`Prepare` is data, this is its one interpreter).
 
 Sizes follow the published code: "shortest" is torchvision's and timm's `Resize(n)` (longer side floored) and, with a limit, DETR's
-rule (shorter side rounded, longer side floored). Resampling works on uint8 and equals Pillow's but for single
-grey levels (`opticus.transforms.pixels.resize`).
+rule (shorter side rounded, longer side floored); "scaled" is that of torchvision's detectors. Resampling works on uint8 and equals
+Pillow's but for single grey levels (`opticus.transforms.pixels.resize`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def resized_size(size: tuple[int, int], rule: Prepare) -> tuple[int, int]:
         return rule.size
     if rule.resize == "letterbox":
         return fitted_size(size, rule.size)
-    return shortest_size(size, rule.size[0], rule.size[1])
+    return (scaled_size if rule.resize == "scaled" else shortest_size)(size, rule.size[0], rule.size[1])
 
 
 def shortest_size(size: tuple[int, int], short: int, limit: int = 0) -> tuple[int, int]:
@@ -97,6 +97,16 @@ def shortest_size(size: tuple[int, int], short: int, limit: int = 0) -> tuple[in
         short = max(round(limit * low / high), 1)
     long = max(int(short * high / low), 1)
     return (short, long) if size[0] <= size[1] else (long, short)
+
+
+def scaled_size(size: tuple[int, int], short: int, limit: int) -> tuple[int, int]:
+    """(h, w): both sides times min(short / shorter, limit / longer), floored; the factor is computed in float32.
+
+    That is torchvision's GeneralizedRCNNTransform to the pixel: about half of all pictures end one row or column below `short`.
+    """
+    low, high = (torch.tensor(float(side), dtype=torch.float32) for side in (min(size), max(size)))
+    factor = torch.minimum(float(short) / low, (float(limit) if limit else float("inf")) / high).item()
+    return max(int(size[0] * factor), 1), max(int(size[1] * factor), 1)
 
 
 def fitted_size(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:

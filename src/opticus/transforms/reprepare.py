@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opticus.structures import Prepare, UsageError
-from opticus.transforms.prepare import shortest_size
+from opticus.transforms.prepare import resized_size
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -41,7 +41,7 @@ def input_size(size: tuple[int, int], rule: Prepare) -> tuple[int, int]:
         return rule.crop
     if rule.resize == "none":
         return size
-    return shortest_size(size, *rule.size) if rule.resize == "shortest" else rule.size
+    return resized_size(size, rule) if rule.resize in ("shortest", "scaled") else rule.size
 
 
 def _channels(pixels: Tensor, source: Prepare, target: Prepare) -> Tensor:

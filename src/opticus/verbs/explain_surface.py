@@ -77,7 +77,9 @@ def batches_of(network: Any, samples: Sequence[Sample]) -> list[Batch]:
 def _framing(rule: Prepare) -> tuple[Any, ...]:
     if rule.resize == "none":
         return ()
-    resize = Resize(rule.size, rule.resize, rule.interpolation, rule.antialias, rule.fill)
+    resize = Resize(
+        rule.size, "shortest" if rule.resize == "scaled" else rule.resize, rule.interpolation, rule.antialias, rule.fill
+    )
     return (resize,) if rule.crop is None else (resize, CenterCrop(rule.crop, rule.fill))
 
 
