@@ -1,7 +1,7 @@
 """Importing this makes `import torchvision` work, also where its compiled operators do not load (beside CPU-only torch).
 
-Then nms is the plain greedy loop and RoIAlign torchvision's own Python fallback, run without torch.compile; that one is not its
-compiled rule for RoIs that reach more than a pixel outside the map. There is no RoI pooling and no deformable convolution.
+Then nms is the plain greedy loop and RoIAlign torchvision's own Python fallback, run without torch.compile, with the one rule of its
+compiled operator that it lacks: samples more than a pixel outside the map are 0. There is no RoI pooling and no deformable convolution.
 """
 
 import sys
@@ -29,3 +29,11 @@ except (RuntimeError, ImportError):  # "operator torchvision::nms does not exist
     torchvision.ops.boxes._assert_has_ops = lambda: None
     fallback = sys.modules["torchvision.ops.roi_align"]
     fallback._roi_align = fallback._roi_align.__wrapped__
+    interpolate = fallback._bilinear_interpolate
+
+    def inside(features, pictures, y, x, *masks):
+        rows, columns = ((at >= -1) & (at <= length) for at, length in zip((y, x), features.shape[-2:]))
+        found = interpolate(features, pictures, y, x, *masks)
+        return found * rows[:, None, :, None, :, None] * columns[:, None, None, :, None, :]
+
+    fallback._bilinear_interpolate = inside

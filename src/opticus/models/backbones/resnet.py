@@ -5,7 +5,8 @@ and the wider ones of Wide ResNet (Zagoruyko and Komodakis, BMVC 2016, 1605.0714
 Reference: torchvision 0.29 (BSD-3-Clause); the same networks in timm and Hugging Face transformers (both Apache-2.0); the small ones
 of section 4.2 in chenyaofo/pytorch-cifar-models (BSD-3-Clause); the wide encoders in facebookresearch/swav (CC-BY-NC-4.0: outputs compared).
 
-*Differs*: the stride of a bottleneck is on its 3x3 convolution, not on the first 1x1 (as in every published PyTorch file);
+*Differs*: the stride of a bottleneck is on its 3x3 convolution, not on the first 1x1 (as in torchvision's and timm's files;
+`block="original"` has it where the paper has it, for Detectron2's);
 shortcuts that change shape are projections everywhere (the paper's option B), the small networks of section 4.2 included.
 *Map*: eq. 1-2 -> `Basic.forward`; figure 5 right -> `Bottleneck`; table 1 -> `ResNet`, `VARIANTS`; section 4.2 -> stem "small",
 "20" to "110" (6n + 2 layers); the plain networks of figure 3 and section 4.2 -> `residual=False`; ResNeXt figure 3c -> `groups`,
@@ -45,7 +46,7 @@ class Config:
     """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
-    block: Literal["basic", "bottleneck"] = "bottleneck"
+    block: Literal["basic", "bottleneck", "original"] = "bottleneck"
     classes: int = 1000
     width: int = 64
     groups: int = 1
@@ -104,17 +105,21 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 around an identity (figure 5 right); the 3x3 may be grouped (ResNeXt) or wider (Wide ResNet)."""
+    """1x1, 3x3, 1x1 around an identity (figure 5 right); the 3x3 may be grouped (ResNeXt) or wider (Wide ResNet).
+
+    The stride is the second convolution's, or the first's as in the paper ("original").
+    """
 
     expansion = 4
 
     def __init__(self, config: Config, width_in: int, width: int, *, stride: int, dilation: int, project: bool) -> None:
         super().__init__()
         inner = width * config.group_width // 64 * config.groups
+        first, second = (stride, 1) if config.block == "original" else (1, stride)
         self.residual = config.residual
-        self.conv1 = _conv1(config, width_in, inner)
+        self.conv1 = _conv1(config, width_in, inner, first)
         self.bn1 = _norm(config, inner)
-        self.conv2 = _conv3(config, inner, inner, stride, dilation, config.groups)
+        self.conv2 = _conv3(config, inner, inner, second, dilation, config.groups)
         self.bn2 = _norm(config, inner)
         self.conv3 = _conv1(config, inner, 4 * width)
         self.bn3 = _norm(config, 4 * width)

@@ -23,16 +23,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from opticus.losses.boxes import object_count
+from opticus.losses.regions import anchor_losses
 from opticus.losses.supervised import Supervised
 from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, max_iou
 from opticus.matching.detections import best_of, in_original, suppressed, windows
 from opticus.matching.objects import Objects, objects_of
-from opticus.models.detection.faster_rcnn import CODER, ProposalNetwork, anchor_terms, proposed
+from opticus.matching.proposals import propose
+from opticus.models.detection.faster_rcnn import CODER, ProposalNetwork
 from opticus.ops.boxes import decode_boxes, encode_boxes
 from opticus.ops.iou import iou
 from opticus.ops.psroi import psroi_align, psroi_pool
 from opticus.structures import Backbone, Batch, CapabilityError, DataError, Images, Part, Prepare, Result, Task, Weights
-from opticus.weights.names import SAME, Names
+from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
 EXTENDS = "faster_rcnn"
@@ -99,7 +101,7 @@ class RFCN(nn.Module):
             )
         self.backbone = backbone
         self.stride = backbone.strides[-1]
-        self.rpn = ProposalNetwork(backbone.widths[-2], len(config.sizes) * len(config.ratios), config.width)
+        self.rpn = ProposalNetwork(backbone.widths[-2], len(config.sizes) * len(config.ratios), hidden=config.width)
         self.conv_new = nn.Conv2d(backbone.widths[-1], config.hidden, 1)
         self.cls_maps = nn.Conv2d(config.hidden, (config.classes + 1) * config.bins**2, 1)
         self.box_maps = nn.Conv2d(config.hidden, 4 * config.bins**2, 1)
@@ -116,7 +118,8 @@ class RFCN(nn.Module):
         maps = (self.cls_maps(hidden), self.box_maps(hidden))
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
         frames = windows(Images(pixels, valid, pixels.new_zeros(0), ()), shifts)
-        proposals, pictures = proposed(objectness, shifts, [self.anchors(size, shifts)], frames, *self.config.proposals)
+        among, keep = self.config.proposals
+        proposals, pictures = propose(objectness, shifts, [self.anchors(size, shifts)], frames, among=among, keep=keep)
         looked = slice(0) if self.training else slice(None)
         return Answers(objectness, shifts, proposals, pictures, *self.regions(maps, proposals[looked], pictures[looked]), maps)
 
@@ -182,7 +185,7 @@ class Losses:
         anchors = self.network.anchors(size, out.shifts)
         truth = [Objects(t.boxes.to(anchors), t.labels) for t in objects_of(batch.targets, config.classes, batch.ids)]
         weights = out.shifts.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.shifts)
-        terms = anchor_terms(out.objectness, out.shifts, anchors, truth, weights, config.samples[0])
+        terms = anchor_losses(out.objectness, out.shifts, [anchors], truth, weights, config.samples[0], 1 / 9)
         return terms | self.regions(out, truth, weights)
 
     def regions(self, out: Answers, truth: Sequence[Objects], weights: Tensor) -> dict[str, Tensor]:
@@ -240,6 +243,6 @@ VARIANTS: dict[str, Config] = {
 }
 
 HEAD = r"cls_maps\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
-FORMATS: dict[str, Names] = {"plain": SAME}
+FORMATS: dict[str, Names] = {"plain": Names(rename(r"rpn\.conv\.(.*)", r"rpn.convs.0.\1"), rename(r"(.*)", r"\1"))}
 WEIGHTS: dict[str, Weights] = {}
 PARAMETERS: dict[str, int] = {}
