@@ -105,7 +105,7 @@ class YOLOv1(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.prepare = replace(PREPARE, size=(config.size, config.size))
+        self.prepare = _prepare(config.size)
         inputs, side = 3, config.size
         self.body = nn.ModuleList()
         for filters, size, stride in config.body:
@@ -161,6 +161,12 @@ class YOLOv1(nn.Module):
         for i, window in enumerate(windows(images, boxes)):
             found.append(in_original(*survivors(boxes[i], scores[i], window, SURVIVAL), images, i))
         return found
+
+
+def _prepare(size: int) -> Prepare:
+    """darknet's stretched square; small pictures are fitted into a frame instead, as the recipe of "tiny" shows them in training."""
+    rule = replace(PREPARE, size=(size, size))
+    return replace(rule, resize="letterbox", fill=128) if size <= 128 else rule
 
 
 def _check(config: Config, side: int) -> None:
