@@ -9,7 +9,7 @@ from PIL import Image
 
 from opticus.structures import ImageError, Picture, Prepare, UsageError
 from opticus.transforms.pixels import channelled, resize
-from opticus.transforms.prepare import prepare, resized_size, scaled_size, shortest_size
+from opticus.transforms.prepare import prepare, resized_size, rounded_size, scaled_size, shortest_size
 
 RAW = Prepare(resize="none", scale=1, mean=(0,), std=(1,))
 
@@ -116,6 +116,21 @@ def test_scaled_sizes_are_those_of_torchs_interpolation(height, width):
     row = torch.nn.functional.interpolate(torch.zeros(1, 1, height, 1), scale_factor=(factor, 1.0), recompute_scale_factor=True)
     column = torch.nn.functional.interpolate(torch.zeros(1, 1, 1, width), scale_factor=(1.0, factor), recompute_scale_factor=True)
     assert scaled_size((height, width), 80, 133) == (row.shape[2], column.shape[3])
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),
+        ((640, 480), (1067, 800)),
+        ((427, 640), (800, 1199)),
+        ((333, 1000), (444, 1333)),
+        ((500, 500), (800, 800)),
+    ],
+)
+def test_rounded_sizes_are_detectron2s(size, expected):
+    """Recorded from ResizeShortestEdge.get_output_shape of Detectron2 (commit 02b5c4e) with 800 and 1333."""
+    assert rounded_size(size, 800, 1333) == expected
 
 
 def test_scaled_sizes_may_end_a_pixel_short_and_need_no_limit():

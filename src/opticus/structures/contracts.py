@@ -20,13 +20,14 @@ class Prepare:
     """How a picture becomes a network input: data, never code. It travels with every checkpoint.
 
     `resize`: "none" | "fixed" (to `size` = (H, W)) | "shortest" (shorter side to size[0], longer side at most size[1], 0 = no
-    limit) | "scaled" (the same aim, but both sides times one factor and floored, as torchvision's detectors do: sides may end one pixel
-    short) | "letterbox" (fit into `size`, pad with `fill`). `crop` (H, W) is a centre crop after the resize. `scale`, `mean` and
-    `std` act as (pixel * scale - mean) / std per channel in `order`. `stride`: batches are padded (right, bottom) to a multiple.
+    limit) | "scaled" (the same aim, but both sides times one factor and floored, as torchvision's detectors do: sides may end one
+    pixel short) | "rounded" (the same, both sides rounded, as Detectron2 does) | "letterbox" (fit into `size`, pad with `fill`).
+    `crop` (H, W) is a centre crop after the resize. `scale`, `mean` and `std` act as (pixel * scale - mean) / std per channel in
+    `order`. `stride`: batches are padded (right, bottom) to a multiple.
     """
 
     channels: int = 3
-    resize: Literal["none", "fixed", "shortest", "scaled", "letterbox"] = "fixed"
+    resize: Literal["none", "fixed", "shortest", "scaled", "rounded", "letterbox"] = "fixed"
     size: tuple[int, int] = (224, 224)
     crop: tuple[int, int] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"

@@ -1,7 +1,8 @@
 """From pictures to network inputs, exactly as the published weights saw them (`Prepare` is data, this is its one interpreter).
 
 Sizes follow the published code: "shortest" is torchvision's and timm's `Resize(n)` (longer side floored) and, with a limit, DETR's
-rule (shorter side rounded, longer side floored); "scaled" is that of torchvision's detectors. Resampling works on uint8 and equals
+rule (shorter side rounded, longer side floored); "scaled" and "rounded" are those of torchvision's
+detectors and Detectron2. Resampling works on uint8 and equals
 Pillow's but for single grey levels (`opticus.transforms.pixels.resize`).
 """
 
@@ -83,7 +84,8 @@ def resized_size(size: tuple[int, int], rule: Prepare) -> tuple[int, int]:
         return rule.size
     if rule.resize == "letterbox":
         return fitted_size(size, rule.size)
-    return (scaled_size if rule.resize == "scaled" else shortest_size)(size, rule.size[0], rule.size[1])
+    rules = {"shortest": shortest_size, "scaled": scaled_size, "rounded": rounded_size}
+    return rules[rule.resize](size, rule.size[0], rule.size[1])
 
 
 def shortest_size(size: tuple[int, int], short: int, limit: int = 0) -> tuple[int, int]:
@@ -107,6 +109,16 @@ def scaled_size(size: tuple[int, int], short: int, limit: int) -> tuple[int, int
     low, high = (torch.tensor(float(side), dtype=torch.float32) for side in (min(size), max(size)))
     factor = torch.minimum(float(short) / low, (float(limit) if limit else float("inf")) / high).item()
     return max(int(size[0] * factor), 1), max(int(size[1] * factor), 1)
+
+
+def rounded_size(size: tuple[int, int], short: int, limit: int) -> tuple[int, int]:
+    """(h, w): both sides times short / shorter, and once more times limit / longer if that is passed, rounded half up (Detectron2)."""
+    factor = short / min(size)
+    sides = [side * factor if side != min(size) else float(short) for side in size]
+    if limit and max(sides) > limit:
+        shrink = limit / max(sides)
+        sides = [side * shrink for side in sides]
+    return max(int(sides[0] + 0.5), 1), max(int(sides[1] + 0.5), 1)
 
 
 def fitted_size(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def input_size(size: tuple[int, int], rule: Prepare) -> tuple[int, int]:
         return rule.crop
     if rule.resize == "none":
         return size
-    return resized_size(size, rule) if rule.resize in ("shortest", "scaled") else rule.size
+    return resized_size(size, rule) if rule.resize in ("shortest", "scaled", "rounded") else rule.size
 
 
 def _channels(pixels: Tensor, source: Prepare, target: Prepare) -> Tensor:

@@ -187,7 +187,7 @@ def _profile(effective: Values, field: Field) -> Any:
 
 def _ragged(request: Request) -> bool:
     """Whether prepared pictures may differ in size, so that they must not share a batch."""
-    return request.rule.resize in ("none", "shortest", "scaled") and request.rule.crop is None
+    return request.rule.resize in ("none", "shortest", "scaled", "rounded") and request.rule.crop is None
 
 
 def _noise(request: Request, count: int, like: Tensor | None = None) -> Tensor:

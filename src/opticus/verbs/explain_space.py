@@ -194,7 +194,7 @@ def _pixels(asked: Sequence[Sample], train: Sequence[Sample], rule: Prepare | No
     for part in (asked, train):
         lines: list[Tensor] = []
         for sample in part:
-            if rule is not None and rule.resize not in ("none", "shortest", "scaled"):
+            if rule is not None and rule.resize not in ("none", "shortest", "scaled", "rounded"):
                 pixels = place(sample.picture.pixels, rule, sample.id).pixels
             else:
                 pixels = resize(channelled(sample.picture.pixels, channels, sample.id), size)

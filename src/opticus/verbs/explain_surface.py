@@ -78,7 +78,11 @@ def _framing(rule: Prepare) -> tuple[Any, ...]:
     if rule.resize == "none":
         return ()
     resize = Resize(
-        rule.size, "shortest" if rule.resize == "scaled" else rule.resize, rule.interpolation, rule.antialias, rule.fill
+        rule.size,
+        "shortest" if rule.resize in ("scaled", "rounded") else rule.resize,
+        rule.interpolation,
+        rule.antialias,
+        rule.fill,
     )
     return (resize,) if rule.crop is None else (resize, CenterCrop(rule.crop, rule.fill))
 

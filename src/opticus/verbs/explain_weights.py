@@ -227,7 +227,7 @@ def _side(rule: Prepare) -> Side:
     """(H, W) of an input that the network is sure to take."""
     if rule.crop is not None:
         return rule.crop
-    if rule.resize in ("shortest", "scaled"):
+    if rule.resize in ("shortest", "scaled", "rounded"):
         return rule.size[0], rule.size[0]
     return (256, 256) if rule.resize == "none" else rule.size
 

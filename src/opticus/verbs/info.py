@@ -94,7 +94,7 @@ def _input_size(prepare: Prepare, size: int | None) -> tuple[int, int]:
         return size, size
     if prepare.crop is not None:
         return prepare.crop
-    if prepare.resize in ("shortest", "scaled"):
+    if prepare.resize in ("shortest", "scaled", "rounded"):
         return prepare.size[0], prepare.size[1] or prepare.size[0]
     return (512, 512) if prepare.resize == "none" else prepare.size
 

@@ -36,9 +36,9 @@ from opticus.structures import Backbone, Batch, Images, Part, Prepare, Result, T
 from opticus.weights.names import Names, drop, rename
 
 TASK: Task = "detect"
-PREPARE = Prepare(resize="shortest", size=(800, 1333), antialias=False, stride=32)
+PREPARE = Prepare(resize="scaled", size=(800, 1333), antialias=False, stride=32)
 CAFFE = Prepare(  # Detectron2's: the pixels of the Caffe models that its backbones were trained as
-    resize="shortest", size=(800, 1333), scale=1.0, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), order="bgr", stride=32
+    resize="rounded", size=(800, 1333), scale=1.0, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), order="bgr", stride=32
 )
 _R50 = Part("resnet/50", classes=0, norm="frozen", norm_eps=0.0)
 CODER = (10.0, 10.0, 5.0, 5.0)  # weights of a region's box deltas; an anchor's have none

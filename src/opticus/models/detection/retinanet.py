@@ -37,7 +37,7 @@ from opticus.structures import Backbone, Batch, DataError, Images, Part, Prepare
 from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
-PREPARE = Prepare(resize="shortest", size=(800, 1333), antialias=False, stride=32)
+PREPARE = Prepare(resize="scaled", size=(800, 1333), antialias=False, stride=32)
 PRIOR = 0.01  # what every anchor says of every class at the start
 _R50 = Part("resnet/50", classes=0, norm="frozen", norm_eps=0.0)
 SCORE, CANDIDATES, OVERLAP = 0.05, 1000, 0.5  # of an answer, of a level, of two results of one class
@@ -165,7 +165,7 @@ def _prepare(side: int) -> Prepare:
     """The published rule scaled to `side`; small pictures fit into a square frame, as the recipe of "tiny" shows them in training."""
     if side <= 128:
         return Prepare(resize="letterbox", size=(side, side), fill=114)
-    return Prepare(resize="shortest", size=(side, side * 1333 // 800), antialias=False, stride=32)
+    return Prepare(resize="scaled", size=(side, side * 1333 // 800), antialias=False, stride=32)
 
 
 NETWORK = RetinaNet

@@ -230,7 +230,7 @@ def objective(network: YOLOv2, sizes: tuple[int, ...] = (), every: int = 10, **o
 VARIANTS: dict[str, Config] = {
     "tiny": Config(
         classes=10,
-        width=12,
+        width=16,
         stages=(1, 1, 1, 3, 3),
         neck=128,
         passthrough=16,

@@ -293,7 +293,7 @@ def objective(network: YOLOv3, sizes: tuple[int, ...] = (), every: int = 10, **o
 VARIANTS: dict[str, Config] = {
     "tiny": Config(
         classes=10,
-        width=12,
+        width=16,
         blocks=(1, 1, 1, 1),
         widths=(192, 96),
         depths=(3, 3),
