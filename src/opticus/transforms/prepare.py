@@ -8,6 +8,7 @@ Pillow's but for single grey levels (`opticus.transforms.pixels.resize`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -102,13 +103,12 @@ def shortest_size(size: tuple[int, int], short: int, limit: int = 0) -> tuple[in
 
 
 def scaled_size(size: tuple[int, int], short: int, limit: int) -> tuple[int, int]:
-    """(h, w): both sides times min(short / shorter, limit / longer), floored; the factor is computed in float32.
+    """(h, w): both sides times min(short / shorter, limit / longer), floored: torchvision's GeneralizedRCNNTransform to the pixel.
 
-    That is torchvision's GeneralizedRCNNTransform to the pixel: about half of all pictures end one row or column below `short`.
+    The product may fall a rounding error below `short`, so some pictures end one row or column short of it.
     """
-    low, high = (torch.tensor(float(side), dtype=torch.float32) for side in (min(size), max(size)))
-    factor = torch.minimum(float(short) / low, (float(limit) if limit else float("inf")) / high).item()
-    return max(int(size[0] * factor), 1), max(int(size[1] * factor), 1)
+    factor = min(short / min(size), limit / max(size) if limit else math.inf)
+    return max(math.floor(size[0] * factor), 1), max(math.floor(size[1] * factor), 1)
 
 
 def rounded_size(size: tuple[int, int], short: int, limit: int) -> tuple[int, int]:

@@ -5,8 +5,7 @@ Reference: torchvision 0.28 (BSD-3-Clause), fasterrcnn_resnet50_fpn and its v2 w
 facebookresearch/detectron2 (Apache-2.0), faster_rcnn_R_50_FPN. What these implementations do differently is in `RULES`.
 
 *Differs*: RoIAlign (1703.06870) instead of RoI pooling and boxes per class, as in the published files; losses are divided by the
-sampled anchors and regions of all pictures; boxes wholly in the padding are left out; where the longer side limits the resize, the
-shorter one is rounded (torchvision: floored), otherwise the longer one floored (Detectron2: rounded); Detectron2's variants keep
+sampled anchors and regions of all pictures; boxes wholly in the padding are left out; Detectron2's variants keep
 2,000 proposals in training, not 1,000, and none with a side under 1e-3 pixels; "tiny" is a small configuration for the demo data.
 *Map*: section 3.1 -> `ProposalNetwork`, `matching.proposals.propose`, 3.1.1 "Anchors" -> `FasterRCNN.anchors`, 3.1.2 eq. 1 ->
 `Losses`, `losses.regions`; FPN eq. 1 -> `pooled`; Fast R-CNN (1504.08083) section 2 -> `BoxHead`, 2.3 -> `matching.proposals.sampled`.

@@ -5,8 +5,7 @@ Reference: torchvision 0.28 (BSD-3-Clause), retinanet_resnet50_fpn and retinanet
 
 *Differs*: the loss is divided by the positives of all pictures, as in the paper (torchvision: picture by picture); it is L1, or
 GIoU under "v2" recipes, where the paper has smooth L1; "r50" makes P6 from P5 and rounds its anchors as the published file does
-(the paper and "r50-v2": from C5); boxes that lie wholly in the padding are left out; where the longer side limits the resize, the
-shorter one is rounded (torchvision: floored); "tiny" is a small configuration for the demo data.
+(the paper and "r50-v2": from C5); boxes that lie wholly in the padding are left out; "tiny" is a small configuration for the demo data.
 *Map*: eq. 5 -> `losses.focal.sigmoid_focal`; section 4 "Feature Pyramid Network Backbone" -> `layers.fpn`, "Anchors" ->
 `RetinaNet.anchors`, "Classification Subnet" -> `classification`, "Box Regression Subnet" -> `regression`; section 4.1
 "Inference" -> `RetinaNet.results`, "Initialization" -> `PRIOR`.
