@@ -5,7 +5,8 @@ Reference: torchvision 0.28 (BSD-3-Clause), fcos_resnet50_fpn.
 
 *Differs*, as torchvision: a place is the corner of its cell, not its middle (eq. under 3.1); distances are in strides and pass a
 ReLU instead of exp(s_i x); the box loss is GIoU, and not weighted by centre-ness; scores are geometric means (2006.09214) above
-0.2. Of our own: boxes that lie wholly in the padding are left out; "tiny" is a small configuration for the demo data, whose levels share objects of its sizes.
+0.2. Of our own: boxes that lie wholly in the padding are left out; "tiny" is a small configuration for the demo data, whose levels
+share objects of its sizes.
 *Map*: eq. 1 -> `distances_of`; eq. 2 -> `criterion`; eq. 3 -> `centreness_of`; section 3.2 "limit the range" -> `FCOS.places`;
 centre sampling (2006.09214) -> `assigned`; figure 2 -> `FCOS`; section 3.1 "Inference" -> `FCOS.results`.
 """
