@@ -1,10 +1,11 @@
-"""CenterNet as in the authors' repository (MIT): their plain ResNets and their decoding.
+"""CenterNet as in the authors' repository (MIT): their ResNets, DLA-34 and hourglass, and their decoding.
 
 Not a pip package: set OPTICUS_REFERENCES to a folder that holds a clone of github.com/xingyizhou/CenterNet as `CenterNet`.
 """
 
 import torch
 from clones import clone
+from deformable import networks
 
 from opticus.models.detection.centernet import PREPARE
 from opticus.parity.case import network_input
@@ -13,6 +14,8 @@ from opticus.parity.fill import fill_module
 with clone("CenterNet/src/lib"):
     from models.decode import ctdet_decode
     from models.networks.msra_resnet import PoseResNet, resnet_spec
+
+pose_dla_dcn, resnet_dcn, large_hourglass = networks()
 
 PAPER = "centernet"
 HEADS = {"hm": 80, "wh": 2, "reg": 2}
@@ -29,7 +32,7 @@ def reference():
 
 
 def raw(model, pixels):
-    out = model(pixels)[0]
+    out = model(pixels)[-1]  # of stacks the last
     return {"out.heat": out["hm"], "out.sizes": out["wh"], "out.offsets": out["reg"]}
 
 
@@ -62,30 +65,95 @@ def tiny():
             case |= {"tolerance": dict.fromkeys(exact, 1e-6), "why": "boxes and scores of results are float32"}
             outputs |= boxes
         cases.append(case | {"outputs": outputs})
+    for name, variant, model, config, pictures in others():
+        state = fill_module(model.double().eval(), published(variant))
+        pixels, _ = network_input(pictures, PREPARE)
+        cases.append({"name": name, "format": "xingyizhou", "variant": variant, "state": state, "pictures": pictures,
+                      "config": {"classes": 5, **config}, "outputs": raw(model, pixels)})  # fmt: skip
     return cases
 
 
+def published(variant):
+    """DLA's checkpoints were tested with their wrapper's prefix; keys with and without it are read."""
+    return (lambda key: f"module.{key}") if variant == "dla34" else str
+
+
+def others():
+    """The authors' other networks with small numbers: name, variant, model, configuration of the port, pictures."""
+    heads, pictures = {**HEADS, "hm": 5}, [[64, 96, 1], [64, 96, 2]]
+    layers = [1, 1, 1, 1]
+    resnet = {"part": "resnet/18", "changes": {"classes": 0, "layers": layers}}
+    yield (
+        "deformable",
+        "resdcn18",
+        resnet_dcn.PoseResNet(resnet_dcn.BasicBlock, layers, heads, WIDTH),
+        {"backbone": resnet},
+        pictures,
+    )
+    widths = [4, 8, 16, 24, 32, 40]
+    dla = {"part": "dla/34", "changes": {"classes": 0, "widths": widths}}
+    yield "aggregation", "dla34", dla34(widths, heads, 20), {"head": 20, "backbone": dla}, pictures
+    yield "two stacks", "hourglass", small_hourglass(heads), {"head": 12, "backbone": HOURGLASS}, pictures
+
+
+def dla34(widths, heads, head):
+    """The authors' network on a DLA of other widths, with the classifier that their loader leaves in it."""
+
+    def base(pretrained):
+        made = pose_dla_dcn.DLA([1, 1, 1, 2, 2, 1], list(widths), block=pose_dla_dcn.BasicBlock)
+        made.fc = torch.nn.Conv2d(widths[-1], 1000, 1)
+        return made
+
+    pose_dla_dcn.base = base
+    return pose_dla_dcn.DLASeg("base", heads, False, down_ratio=4, final_kernel=1, last_level=5, head_conv=head)
+
+
+HOURGLASS = {"part": "hourglass/104",
+             "changes": {"classes": 0, "widths": [12, 16], "depths": [1, 2], "width": 16, "stem": 8}}  # fmt: skip
+
+
+def small_hourglass(heads):
+    made = large_hourglass
+    pre = torch.nn.Sequential(made.convolution(7, 3, 8, stride=2), made.residual(3, 8, 12, stride=2))
+    return made.exkp(1, 2, [12, 16], [1, 2], heads, pre=pre, cnv_dim=16, make_pool_layer=made.make_pool_layer,
+                     make_hg_layer=made.make_hg_layer, kp_layer=made.residual)  # fmt: skip
+
+
+VARIANTS = ("resnet18", "resnet101", "resdcn18", "resdcn101", "dla34", "hourglass")
+
+
 def full_size(variant):
-    block, layers = resnet_spec[int(variant.removeprefix("resnet"))]
+    if variant == "hourglass":
+        return large_hourglass.HourglassNet(HEADS, 2)
+    if variant == "dla34":
+        return dla34([16, 32, 64, 128, 256, 512], HEADS, 256)
+    block, layers = resnet_spec[int(variant.lstrip("resntdc"))]
+    if variant.startswith("resdcn"):
+        return resnet_dcn.PoseResNet(*resnet_dcn.resnet_spec[int(variant.lstrip("resntdc"))], HEADS, head_conv=WIDTH)
     return PoseResNet(block, layers, HEADS, head_conv=WIDTH)
 
 
 def manifests():
     with torch.device("meta"):
-        rows = {v: full_size(v).state_dict() for v in ("resnet18", "resnet101")}
-    return {"xingyizhou": {v: {key: tuple(tensor.shape) for key, tensor in state.items()} for v, state in rows.items()}}
+        rows = {v: (full_size(v).state_dict(), published(v)) for v in VARIANTS}
+    return {
+        "xingyizhou": {v: {name(key): tuple(tensor.shape) for key, tensor in state.items()} for v, (state, name) in rows.items()}
+    }
 
 
 def parameters():
+    """Of DLA-34 without its classifier and the projections that no forward pass uses."""
+    unused = ("base.fc.", "base.level3.project.", "base.level4.project.")
     with torch.device("meta"):
-        return {v: sum(p.numel() for p in full_size(v).parameters()) for v in ("resnet18", "resnet101")}
+        return {v: sum(p.numel() for k, p in full_size(v).named_parameters() if not k.startswith(unused)) for v in VARIANTS}
 
 
 @torch.no_grad()
 def full():
-    pictures = [[256, 320, 1]]
-    model = full_size("resnet101").eval()
-    state = fill_module(model)
-    pixels, _ = network_input(pictures, PREPARE, torch.float32)
-    yield {"name": "res_101", "format": "xingyizhou", "variant": "resnet101", "state": state,
-           "pictures": pictures, "outputs": raw(model, pixels)}  # fmt: skip
+    for name, variant, pictures in (("res_101", "resnet101", [[256, 320, 1]]), ("resdcn_18", "resdcn18", [[128, 192, 2]]),
+                                    ("dla_34", "dla34", [[128, 192, 3]]), ("hourglass", "hourglass", [[128, 128, 4]])):  # fmt: skip
+        model = full_size(variant).eval()
+        state = fill_module(model, published(variant))
+        pixels, _ = network_input(pictures, PREPARE, torch.float32)
+        yield {"name": name, "format": "xingyizhou", "variant": variant, "state": state,
+               "pictures": pictures, "outputs": raw(model, pixels)}  # fmt: skip
