@@ -48,8 +48,8 @@ def cells_of(size: tuple[int, int], strides: Sequence[int], priors: Sequence[Ten
         corner.append(places)
         stride_of.append(torch.full((len(places), 1), stride))
         prior.append(sides.repeat(h * w, 1))
-    joined = (torch.cat(part).to(like) for part in (corner, stride_of, prior, list(priors)))
-    return Cells(*joined, sizes, tuple(strides), tuple(len(sides) for sides in priors))
+    corners, widths, shapes, every = (torch.cat(part).to(like) for part in (corner, stride_of, prior, list(priors)))
+    return Cells(corners, widths, shapes, every, sizes, tuple(strides), tuple(len(sides) for sides in priors))
 
 
 def rows_of(answers: Float[Tensor, "B AO h w"], priors: int) -> Float[Tensor, "B N O"]:
@@ -112,16 +112,16 @@ def survivors(
     """
     best = best_of(scores, rule.score, rule.candidates)
     chosen = boxes[best.places]
-    kept = nms_per_class(chosen, best.scores, best.labels, rule.overlap)[: rule.count]
+    kept = nms_per_class(chosen, best.scores, best.labels, rule.overlap)[: rule.keep]
     inner = cut(chosen[kept], window)
     inside = (inner[:, 2:] > inner[:, :2]).all(1)
     return inner[inside], best.labels[kept][inside], best.scores[kept][inside]
 
 
 class Survival(NamedTuple):
-    """What becomes a result: scores above `score`, at most `candidates`; IoU `overlap` suppresses; at most `count` remain."""
+    """What becomes a result: scores above `score`, at most `candidates`; IoU `overlap` suppresses; at most `keep` remain."""
 
     score: float
     candidates: int
     overlap: float
-    count: int
+    keep: int

@@ -52,7 +52,8 @@ def fit(rule: Prepare) -> Resize:
         return Resize(rule.crop, "fixed", rule.interpolation, rule.antialias)
     if rule.resize == "none":
         return Resize((512, 512), "letterbox", rule.interpolation, rule.antialias)
-    return Resize(rule.size, rule.resize, rule.interpolation, rule.antialias, rule.fill)
+    kind = "shortest" if rule.resize in ("scaled", "rounded") else rule.resize
+    return Resize(rule.size, kind, rule.interpolation, rule.antialias, rule.fill)
 
 
 def train(

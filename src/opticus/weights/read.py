@@ -124,10 +124,6 @@ def _recorded() -> list[Shapes]:
     return [manifest.keys for manifest in all_manifests() if manifest.format.startswith(darknet.FORMAT)]
 
 
-def _tables(tree: Mapping[Any, Any], container: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], Shapes]]:
-    """The mappings that hold tensors, preferred names first; optimiser states come last or not at all."""
-
-
 def _tables(
     tree: Mapping[Any, Any], container: tuple[str, ...], depth: int, seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Shapes]]:

@@ -191,7 +191,8 @@ class RCNN(nn.Module):
         boxes, pictures = listed(regions, pixels)
         maps = self.see(pixels)
         looked = slice(0) if self.training else slice(None)
-        return Answers(boxes, pictures, *self.head(self.pooled(maps, boxes[looked], pictures[looked])), maps)
+        logits, margins, deltas = self.head(self.pooled(maps, boxes[looked], pictures[looked]))
+        return Answers(boxes, pictures, logits, margins, deltas, maps)
 
     def see(self, pixels: Float[Tensor, "B C H W"]) -> Tensor:
         """What is done once a picture: nothing, regions are cut from the pixels themselves."""
@@ -301,7 +302,8 @@ def solve_scores(head: Head, table: Described, seed: int = 0) -> None:
             chosen = rng.choice(negatives, min(START, len(negatives)), replace=False)
             for mines in (True, False):
                 rows = np.concatenate([positives, np.sort(chosen)])
-                machine: Any = LinearSVC(
+                svm: Any = LinearSVC  # its stub wants a whole number for the bias's feature
+                machine: Any = svm(
                     C=COST,
                     loss="hinge",
                     class_weight={1: POSITIVES},

@@ -38,7 +38,7 @@ from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
 PREPARE = Prepare(size=(448, 448), antialias=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # sides are not kept in proportion
-SURVIVAL = Survival(score=0.001, candidates=5000, overlap=0.5, count=300)  # `yolo valid` of darknet
+SURVIVAL = Survival(score=0.001, candidates=5000, overlap=0.5, keep=300)  # `yolo valid` of darknet
 FIXED_SIZE = True  # the last layers belong to places
 _POOL = (0, 2, 2)
 _FOUR = ((256, 1, 1), (512, 3, 1)) * 4

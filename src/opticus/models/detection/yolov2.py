@@ -39,7 +39,7 @@ from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
 PREPARE = Prepare(resize="letterbox", size=(416, 416), antialias=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), fill=128)
-SURVIVAL = Survival(score=0.005, candidates=5000, overlap=0.45, count=300)  # `detector valid` of darknet: 0.005 and 0.45
+SURVIVAL = Survival(score=0.005, candidates=5000, overlap=0.45, keep=300)  # `detector valid` of darknet: 0.005 and 0.45
 _COCO = (0.57273, 0.677385, 1.87446, 2.06253, 3.33843, 5.47434, 7.88282, 3.52778, 9.77052, 9.16828)
 _VOC = (1.3221, 1.73145, 3.19275, 4.00944, 5.05587, 8.09892, 9.47112, 4.84053, 11.2364, 10.0071)
 

@@ -40,7 +40,7 @@ from opticus.weights.names import Names, rename
 TASK: Task = "detect"
 PREPARE = Prepare(resize="letterbox", size=(416, 416), antialias=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), fill=128)
 PRIOR = 0.01  # what every answer says of an object at the start
-SURVIVAL = Survival(score=0.005, candidates=5000, overlap=0.45, count=300)  # `detector valid` of darknet: 0.005 and 0.45
+SURVIVAL = Survival(score=0.005, candidates=5000, overlap=0.45, keep=300)  # `detector valid` of darknet: 0.005 and 0.45
 _ANCHORS = (10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326)
 
 

@@ -41,7 +41,7 @@ from opticus.weights.names import Names, rename
 TASK: Task = "detect"
 PREPARE = Prepare(resize="fixed", size=(608, 608), antialias=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), stride=32)
 PRIOR = 0.01  # what every answer says of an object at the start
-SURVIVAL = Survival(score=0.001, candidates=5000, overlap=0.6, count=300)  # `detector valid` of the authors: 0.001 and 0.6
+SURVIVAL = Survival(score=0.001, candidates=5000, overlap=0.6, keep=300)  # `detector valid` of the authors: 0.001 and 0.6
 _ANCHORS = (12, 16, 19, 36, 40, 28, 36, 75, 76, 55, 72, 146, 142, 110, 192, 243, 459, 401)
 
 
