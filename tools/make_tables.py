@@ -79,6 +79,7 @@ ROWS = (
     Row("retinanet/tiny", "scenes"),
     Row("fcos/tiny", "scenes"),
     Row("ssd/tiny", "scenes"),
+    Row("efficientdet/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
 )
 

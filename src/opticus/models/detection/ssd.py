@@ -142,7 +142,7 @@ class SSD(nn.Module):
         self.norm = L2Norm(fine)
         self.atrous = Atrous(coarse, config.width, config.dilation)
         widths = [config.width, config.width // 2, *[config.width // 4] * (len(config.extras) - 1)]
-        self.extras = nn.ModuleList(Extra(*pair, shape) for *pair, shape in zip(widths, widths[1:], config.extras))
+        self.extras = nn.ModuleList(Extra(a, b, shape) for a, b, shape in zip(widths, widths[1:], config.extras, strict=True))
         counts = [2 + 2 * len(ratios) for ratios in config.ratios]
         places = list(zip([fine, *widths], counts, strict=True))
         self.confidence = nn.ModuleList(nn.Conv2d(w, n * (config.classes + 1), 3, padding=1) for w, n in places)
