@@ -81,6 +81,7 @@ ROWS = (
     Row("ssd/tiny", "scenes"),
     Row("rcnn/tiny", "scenes"),
     Row("fast_rcnn/tiny", "scenes"),
+    Row("efficientdet/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
     Row("yolov1/tiny", "scenes"),
     Row("yolov2/tiny", "scenes"),

@@ -51,8 +51,9 @@ STAGES = (
 class Config:
     """Compound scaling (eq. 3): `width` and `depth` multiply those of `stages`, `size` is the resolution; `classes=0`: no head.
 
-    `stem` is the width and stride of the first convolution, `top` the width of the last, `norm` the epsilon and momentum of the
-    batch norms; `padding="same"` pads as TensorFlow, which puts the odd pixel of a strided convolution at the right and bottom.
+    `stem` is the width and stride of the first convolution, `top` the width of the last (0: none, as for a detector, which needs the
+    maps alone), `norm` the epsilon and momentum of the batch norms; `padding="same"` pads as TensorFlow, which puts the odd pixel of
+    a strided convolution at the right and bottom.
     """
 
     width: float = 1.0
@@ -177,9 +178,10 @@ class EfficientNet(nn.Module):
         self.taps = tuple(i for i in range(len(strides)) if i == len(strides) - 1 or strides[i + 1] > strides[i])
         self.strides = tuple(strides[i] for i in self.taps)
         self.widths = tuple(widths[i] for i in self.taps)
-        self.top = ConvNorm(config, width, config.widths(config.top), 1)
+        last = config.widths(config.top) if config.top else width
+        self.top = ConvNorm(config, width, last, 1) if config.top else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.widths(config.top), config.classes) if config.classes else None
+        self.head = nn.Linear(last, config.classes) if config.classes else None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -364,7 +366,7 @@ def _hugging_face(depths: Sequence[int]) -> Names:
 
 
 HEAD = r"head\..*"  # what depends on the number of classes: fresh when fine-tuned on other ones
-IGNORE = r"head\..+"  # a file's head has no place in a network with classes=0
+IGNORE = r"(head|top)\..+"  # a file's last layers have no place in a network with classes=0 or top=0
 FORMATS: dict[str, Names] = {
     "torchvision": _TORCHVISION,
     "timm": _TIMM,
