@@ -4,7 +4,8 @@ Jocher, Chaurasia and Qiu, Ultralytics, 2023: published as code, without a paper
 (github.com/ultralytics/ultralytics/issues/189); head and losses are those of Feng et al., TOOD, ICCV 2021, arXiv 2108.07755, of Li et
 al., Generalized Focal Loss, NeurIPS 2020, arXiv 2006.04388, and of Zheng et al., Complete IoU, arXiv 2005.03572.
 Reference: a transcription of that layout (tools/references/yolov8.py). Key names and constants as wang-xinyu/tensorrtx (MIT) reads
-them from published files; assignment and pyramid as in keras-cv (Apache-2.0). The original code (AGPL-3.0) was not consulted.
+them from published files; weights of the box and class losses, widths of the head and preparation as in keras-cv (Apache-2.0) and
+tinygrad (MIT). The original code (AGPL-3.0) was not consulted.
 
 *Differs*: an object whose predictions are all poor keeps its best places (published code drops alignments below 1e-9); every class starts
 at probability 0.01 everywhere and every box at two strides to each side; any backbone with maps at three strides can carry the neck
