@@ -79,6 +79,7 @@ ROWS = (
     Row("retinanet/tiny", "scenes"),
     Row("fcos/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
+    Row("cascade_rcnn/tiny", "scenes"),
 )
 
 
