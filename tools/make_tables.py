@@ -91,6 +91,7 @@ ROWS = (
     Row("yolov5/tiny", "scenes"),
     Row("yolov8/tiny", "scenes"),
     Row("rfcn/tiny", "scenes"),
+    Row("cascade_rcnn/tiny", "scenes"),
 )
 
 

@@ -7,11 +7,16 @@ from opticus.training.recipe import Group, Optim, Recipe, Schedule
 from opticus.transforms.colour import ColourJitter
 from opticus.transforms.geometry import Flip, RandomResizedCrop, Resize
 
-PUBLISHED = {"faster_rcnn/r50": 37.0}  # COCO val2017 AP, torchvision 0.28's weights enum
+PUBLISHED = {"faster_rcnn/r50": 37.0, "faster_rcnn/r50-v2": 46.7}  # COCO val2017 AP, torchvision 0.28's weights enum
+ZOO = {"faster_rcnn/r50-d2": 40.2, "faster_rcnn/r101-d2": 42.0}  # COCO val2017 AP, Detectron2's MODEL_ZOO.md, 3x schedule
+
+_ENHANCED = " (of an enhanced recipe, pytorch/vision pull request 5763, which is not restated here)"
 
 
 def default(model: str, data: Dataset) -> Recipe:
     """Embedded scenes for "tiny", COCO for the others."""
+    if model in ZOO:
+        return detectron2(model)
     return tiny(model) if model == "faster_rcnn/tiny" else coco(model)
 
 
@@ -57,5 +62,26 @@ def coco(model: str) -> Recipe:
         workers=8,
         note="torchvision's references/detection (README.md, train.py): 26 epochs of COCO on eight GPUs with two pictures each, learning "
         "rate 0.02, divided by 10 after 16 and 22 epochs, from an ImageNet backbone; published AP "
-        f"{PUBLISHED[model]:.1f}; not run here",
+        f"{PUBLISHED[model]:.1f}{_ENHANCED if model.endswith('v2') else ''}; not run here",
+    )
+
+
+def detectron2(model: str) -> Recipe:
+    """Detectron2's 3x schedule: 270,000 batches of 16, the shorter side drawn; stem and first stage of the backbone stay."""
+    return Recipe(
+        model,
+        "",
+        transforms=(Flip(), Resize((800, 1333), "shortest", shorts=(640, 672, 704, 736, 768, 800))),
+        batch=16,
+        steps=270_000,
+        optim={
+            "all": Optim(
+                "sgd", lr=0.02, momentum=0.9, weight_decay=1e-4, groups=(Group(r"backbone\.(conv1|bn1|layer1)\.", frozen=True),)
+            )
+        },
+        schedules=(Schedule("step", milestones=(210 / 270, 250 / 270), warmup=1000 / 270_000),),
+        workers=8,
+        note="facebookresearch/detectron2's configs/COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml: 270,000 batches of 16 of COCO, learning "
+        "rate 0.02, divided by 10 after 210,000 and 250,000, from an ImageNet backbone; published AP "
+        f"{ZOO[model]:.1f}; not run here",
     )
