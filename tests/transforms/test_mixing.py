@@ -36,7 +36,7 @@ def drawn(seed, make):
 @given(st.integers(0, 500), st.integers(2, 50), st.integers(2, 50))
 def test_mosaic_keeps_every_sources_matrix(seed, height, width):
     parts = {i: numbered(i, 5 + 7 * i, 25 - 5 * i) for i in range(4)}
-    out = Mosaic((height, width), keep=0.0)(parts[0], drawn(seed, parts.__getitem__))
+    out = Mosaic((height, width), keep=0.0, least=0)(parts[0], drawn(seed, parts.__getitem__))
     assert out.size == (height, width) and [id for id, _ in out.sources] == ["0", "1", "2", "3"]
     for label, box, mask, point in zip(out.target.labels.tolist(), out.target.boxes, out.target.masks, out.target.keypoints):
         matrix = out.sources[label][1]
@@ -179,3 +179,23 @@ def test_mixes_are_a_function_of_the_draw(transform):
         s for s, _ in outs[1].sources
     ]
     assert any(not torch.equal(outs[0].picture.pixels, out.picture.pixels) for out in outs[2:])
+
+
+def test_mosaic_drops_slivers_but_keeps_whole_small_objects():
+    """Of a box that a quarter's edge has cut nothing below `least` pixels stays; a small box that is whole does."""
+    thin, small = [18.0, 0, 21, 40], [30.0, 30, 31, 31]
+    parts = {}
+    for i in range(4):
+        target = Instances(torch.tensor([thin, small]), torch.tensor([0, 1]), (40, 40))
+        parts[i] = Sample.of(torch.zeros(40, 40, 3, dtype=torch.uint8), target, str(i))
+    cuts = set()
+    for seed in range(60):
+        kept = Mosaic((40, 40), keep=0.0, least=2.0)(parts[0], drawn(seed, parts.__getitem__)).target
+        every = Mosaic((40, 40), keep=0.0, least=0.0)(parts[0], drawn(seed, parts.__getitem__)).target
+        sides = kept.boxes[:, 2:] - kept.boxes[:, :2]
+        assert bool((sides[kept.labels == 0] >= 2).all())
+        whole = every.labels == 1
+        cut = ((every.boxes[:, 2:] - every.boxes[:, :2]) < 1).any(1) & whole
+        assert int((kept.labels == 1).sum()) == int(whole.sum()) - int(cut.sum())
+        cuts.add(len(every) - len(kept))
+    assert cuts != {0}, "the rule was never needed"

@@ -12,17 +12,27 @@ import torch
 from torch.utils import data as torch_data
 
 from opticus.data.collate import collate
-from opticus.structures import Batch, DataError, Dataset, Prepare, Sample
+from opticus.structures import Batch, DataError, Dataset, Prepare, Sample, UsageError
 from opticus.transforms.draw import draw_for
 
 Transform = Callable[[Sample, Any], Sample]
 ORDER_STREAM = 0x0DE5  # keeps the order of an epoch apart from its samples' own randomness
 
 
-def epoch_order(seed: int, epoch: int, n: int, shares: Sequence[float] | None = None) -> np.ndarray:
-    """The permutation of 0..n-1 of one epoch, a function of (seed, epoch); with `shares` n draws with those chances instead."""
+def epoch_order(seed: int, epoch: int, n: int, shares: Sequence[float] | None = None, even: bool = False) -> np.ndarray:
+    """The permutation of 0..n-1 of one epoch, a function of (seed, epoch); with `shares` n draws with those chances instead.
+
+    `even` draws them systematically: sample i occurs floor(n p_i) or ceil(n p_i) times, n p_i on average, in random order.
+    """
     rng = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), (ORDER_STREAM << 32) + epoch]))
-    return rng.permutation(n) if shares is None else rng.choice(n, n, p=np.asarray(shares))
+    if shares is None:
+        return rng.permutation(n)
+    if not even:
+        return rng.choice(n, n, p=np.asarray(shares))
+    order, chances = rng.permutation(n), np.asarray(shares)
+    marks = np.floor(np.cumsum(chances[order] / chances.sum()) * n + rng.random())
+    marks[-1] = n  # rounding of the sum must not cost or add a draw
+    return rng.permutation(np.repeat(order, np.diff(np.minimum(marks, n), prepend=0).astype(np.int64)))
 
 
 def balanced(dataset: Dataset) -> tuple[float, ...]:
@@ -38,6 +48,36 @@ def balanced(dataset: Dataset) -> tuple[float, ...]:
         raise DataError("sampling='balanced' needs labels, the data has none")
     chances = np.asarray([1 / counts[row if len(row) else [-1]].min() for row in labels])
     return tuple((chances / chances.sum()).tolist())
+
+
+def repeat_factors(dataset: Dataset, threshold: float = 1e-3) -> tuple[float, ...]:
+    """How often each sample should be seen (Gupta et al. 2019, LVIS): max over its classes of max(1, sqrt(t / f_c)).
+
+    f_c is the share of samples with class c, t the `threshold` below which a class is repeated; a sample without labels counts once.
+    Raises UsageError for a threshold outside (0, 1], DataError if no sample has a label.
+    """
+    if not 0 < threshold <= 1:
+        raise UsageError(f"a class is repeated below a share of samples in (0, 1], found {threshold}")
+    owners, labels = _presence(dataset)
+    if not len(labels):
+        raise DataError("sampling='repeat-factor' needs labels, the data has none")
+    shares = np.bincount(labels, minlength=len(dataset.names)) / len(dataset)
+    factors = np.ones(len(dataset))
+    np.maximum.at(factors, owners, np.sqrt(threshold / shares[labels]))
+    return tuple(factors.tolist())
+
+
+def _presence(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (sample, label) of the labels that occur in each sample, from the flat boxes where the data has them."""
+    table: Any = getattr(dataset, "boxes", None)
+    if table is not None:
+        width = max(len(dataset.names), 1)
+        known = table.labels >= 0
+        pairs = np.unique(table.image_of()[known] * width + table.labels[known].astype(np.int64))
+        return pairs // width, pairs % width
+    rows = [target_labels(dataset.target_of(i)) for i in range(len(dataset))]
+    owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    return owners, np.concatenate([np.zeros(0, np.int64), *rows])
 
 
 def target_labels(target: Any) -> np.ndarray:
@@ -62,10 +102,11 @@ class Plan:
     accumulate: int = 1
     workers: int = 0
     shares: tuple[float, ...] | None = None  # chances of the samples, drawn with replacement; None = every sample once an epoch
+    even: bool = False  # the shares are kept within one draw a sample and epoch
 
 
-class Order(torch_data.Sampler[list[tuple[int, int]]]):
-    """Endless micro-batches of (epoch, index) for one process, from any starting point."""
+class Order(torch_data.Sampler[list[tuple[int, int, int]]]):
+    """Endless micro-batches of (epoch, index, optimiser step) for one process, from any starting point."""
 
     def __init__(self, n: int, plan: Plan, start: int, rank: int, world: int) -> None:
         self.n, self.plan, self.start, self.rank, self.world = n, plan, start, rank, world
@@ -75,16 +116,16 @@ class Order(torch_data.Sampler[list[tuple[int, int]]]):
                 f"{n} samples in batches of {min(plan.batch, n)} cannot be split into {plan.accumulate} micro-batches over {world} processes"
             )
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         per_epoch = steps_per_epoch(self.n, self.plan.batch) * self.plan.accumulate
         order, known = np.zeros(0, dtype=np.int64), -1
         for number in itertools.count(self.start):
             epoch, place = divmod(number, per_epoch)
             if epoch != known:
-                order, known = epoch_order(self.plan.seed, epoch, self.n, self.plan.shares), epoch
+                order, known = epoch_order(self.plan.seed, epoch, self.n, self.plan.shares, self.plan.even), epoch
             share = self.size // self.world
             first = place * self.size + self.rank * share
-            yield [(epoch, int(i)) for i in order[first : first + share]]
+            yield [(epoch, int(i), number // self.plan.accumulate) for i in order[first : first + share]]
 
 
 class Drawn(torch_data.Dataset[Sample]):
@@ -93,9 +134,9 @@ class Drawn(torch_data.Dataset[Sample]):
     def __init__(self, dataset: Dataset, transforms: Sequence[Transform], seed: int) -> None:
         self.dataset, self.transforms, self.seed = dataset, tuple(transforms), seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
-        epoch, index = key
-        draw = draw_for(self.seed, epoch, index, another=self._another)
+    def __getitem__(self, key: tuple[int, int, int]) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
+        epoch, index, step = key
+        draw = draw_for(self.seed, epoch, index, another=self._another, step=step)
         sample = self.dataset[index]
         for transform in self.transforms:
             sample = transform(sample, draw)

@@ -127,7 +127,9 @@ class Recipe:
     freeze: int | str | tuple[str, ...] | None = None  # so many first units (-1: all but the head), or patterns of parameter names
     unfreeze: tuple[float, ...] = ()  # shares of the run at which frozen units are let go, those nearest the output first
     layer_decay: float | None = None  # learning rate of a unit = this ** its distance from the head
-    sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: an epoch draws every class equally often, with replacement
+    # balanced: an epoch draws every class equally often, with replacement; repeat-factor: samples of rare classes more often (LVIS)
+    sampling: Literal["uniform", "balanced", "repeat-factor"] = "uniform"
+    rare: float = 1e-3  # repeat-factor: classes in a smaller share of the samples are rare
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     seed: int = 0
@@ -146,7 +148,7 @@ class Recipe:
         check_types(self)
         least = {"batch": 1, "accumulate": 1, "save_every": 1, "log_every": 1, "patience": 1, "workers": 0, "evaluate_every": 0}
         check_ranges(self, {name: (low, math.inf) for name, low in least.items()})
-        check_ranges(self, {"average": (0, 1), "layer_decay": (0, 1), "seed": (-(2**63), 2**63)})
+        check_ranges(self, {"rare": (1e-12, 1), "average": (0, 1), "layer_decay": (0, 1), "seed": (-(2**63), 2**63)})
         if not all(0 <= share <= 1 for share in self.unfreeze):
             raise UsageError(f"unfreeze must be shares of the run in [0, 1], found {list(self.unfreeze)}")
         for transform in self.transforms:

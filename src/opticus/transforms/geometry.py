@@ -58,6 +58,26 @@ class Resize:
 
 
 @dataclass(frozen=True, slots=True)
+class MultiScale:
+    """Resize by `rule` (see `Resize`) to one of `sizes`, drawn anew for a whole batch every `every` optimiser steps.
+
+    YOLOv2 (arXiv 1612.08242) draws a multiple of 32 from 320 to 608 every 10 batches. `every=0` draws for each sample alone; the
+    batch is then padded to its largest. All processes and micro-batches of a step draw the same size.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    rule: Literal["fixed", "shortest", "letterbox"] = "letterbox"
+    every: int = 1
+    fill: float = 114
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        if not self.sizes or self.every < 0:
+            raise UsageError(f"multi-scale: expected at least one size and every >= 0, found {self}")
+        number = (draw.common(self.every) if self.every else draw).integer(0, len(self.sizes))
+        return Resize(self.sizes[number], self.rule, fill=self.fill)(sample, draw)
+
+
+@dataclass(frozen=True, slots=True)
 class Crop:
     """A window of `size` (H, W) at a random place; where the picture is smaller it is first padded on all sides with `fill`."""
 

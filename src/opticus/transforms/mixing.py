@@ -14,7 +14,7 @@ from opticus.transforms.draw import Draw
 from opticus.transforms.geometry import Resize, matrix_of
 from opticus.transforms.pixels import channelled, framed, resize
 from opticus.transforms.prepare import fitted_size
-from opticus.transforms.targets import KEEP, joined, moved_sample, moved_target
+from opticus.transforms.targets import KEEP, clip, joined, moved_sample, moved_target, warped_boxes
 
 Window = tuple[int, int, int, int]  # top, left, bottom, right
 
@@ -26,6 +26,9 @@ class Mosaic:
     Each picture is resized to fit into `size` and laid with one corner on the point, drawn from `centre` (shares of both sides);
     what reaches over its quarter's edge is cut off, what it leaves free has grey level `fill`. Instances and label maps are
     joined; the first picture is the sample's own, the others come from `draw.another()` after `before`.
+
+    Boxes are clipped to their quarter. An object is dropped if less than `keep` of its box is left, or if the box has been cut and a
+    side of the rest is below `least` pixels: a sliver shows nothing to learn from.
     """
 
     size: tuple[int, int]
@@ -34,6 +37,7 @@ class Mosaic:
     fill: float = 114
     keep: float = KEEP
     before: tuple[Transform, ...] = ()
+    least: float = 2
 
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
         if not draw.chance(self.p):
@@ -68,7 +72,14 @@ class Mosaic:
         def move(pixels: Tensor) -> Tensor:
             return framed(resize(channelled(pixels, channels, part.id), inner), -top, -left, size, self.fill)
 
-        return moved_sample(part, matrix_of(scale_x, scale_y, left, top), size, move, self.keep)
+        matrix = matrix_of(scale_x, scale_y, left, top)
+        whole = part.target
+        if isinstance(whole, Instances) and len(whole):
+            boxes = warped_boxes(whole.boxes, matrix)
+            cut = clip(boxes, size)
+            sliver = (boxes != cut).any(1) & ((cut[:, 2:] - cut[:, :2]) < self.least).any(1)
+            part = replace(part, target=whole[~sliver])
+        return moved_sample(part, matrix, size, move, self.keep)
 
 
 @dataclass(frozen=True, slots=True)

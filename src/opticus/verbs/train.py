@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from opticus import zoo
-from opticus.data.loader import Plan, balanced, batches, steps_per_epoch, target_labels
+from opticus.data.loader import Plan, balanced, batches, repeat_factors, steps_per_epoch, target_labels
 from opticus.data.open import open_data
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -165,8 +165,10 @@ def _run(job: Job, network: Model, opened: Splits, test: bool, quiet: bool) -> R
 
 def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, out: Path, resume: bool, quiet: bool) -> Job:
     data = opened.train
-    shares = balanced(data) if recipe.sampling == "balanced" else None
-    plan = Plan(recipe.seed, recipe.batch, recipe.accumulate, recipe.workers, shares)
+    shares, even = None, recipe.sampling == "repeat-factor"
+    if recipe.sampling != "uniform":
+        shares = repeat_factors(data, recipe.rare) if even else balanced(data)
+    plan = Plan(recipe.seed, recipe.batch, recipe.accumulate, recipe.workers, shares, even)
     draw = functools.partial(_batches, data, recipe, network, plan)
     validation = opened.val
     card: Card = cast(Any, network).card
