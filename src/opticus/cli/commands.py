@@ -80,6 +80,7 @@ class Val:
     )
     table: str | None = None  # a class of a detector: its detections step by step
     errors: bool = False  # what each kind of a detector's errors costs
+    breakdown: bool = False  # how much a detector finds, by size and crowding
     on_bad: Literal["raise", "quarantine", "keep"] = "raise"
     out: str | None = None  # folder for passport.json, of results for report.html too
     quiet: bool = False
@@ -128,8 +129,9 @@ class Val:
 
     def _tables(self, metric: Any) -> dict[str, Any]:
         """What was asked for beside the figures."""
-        if self.table is None and not self.errors:
+        if self.table is None and not self.errors and not self.breakdown:
             return {}
+        from opticus.metrics.breakdown import breakdown
         from opticus.metrics.detect import CocoDetection
         from opticus.metrics.lvis import LvisDetection
         from opticus.metrics.steps import steps
@@ -137,12 +139,15 @@ class Val:
         from opticus.metrics.voc import VocDetection
 
         if not isinstance(metric, CocoDetection | LvisDetection | VocDetection):
-            raise UsageError(f"opticus val: {'errors' if self.errors else 'table'} is for detectors")
-        if self.errors and isinstance(metric, LvisDetection):
+            asked = "errors" if self.errors else "breakdown" if self.breakdown else "table"
+            raise UsageError(f"opticus val: {asked} is for detectors")
+        if (self.errors or self.breakdown) and isinstance(metric, LvisDetection):
             raise UsageError(
-                "opticus val: errors needs pictures marked completely, LVIS says nothing about most classes of a picture"
+                "opticus val: errors and breakdown need pictures marked completely, LVIS says nothing about most classes of a picture"
             )
-        tables = {"errors": tide(metric)} if self.errors else {}
+        tables: dict[str, Any] = {"errors": tide(metric)} if self.errors else {}
+        if self.breakdown:
+            tables["breakdown"] = breakdown(metric)
         return tables if self.table is None else {**tables, "table": steps(metric, self.table)}
 
 

@@ -109,6 +109,16 @@ def every(metric: Kept, *, iou: float = 0.5, score: float = 0.3) -> list[Mistake
     return [one for id in metric.ids for one in _mistakes(id, metric.records[id], iou, score)]
 
 
+def found_objects(record: Scored, iou: float, score: float) -> npt.NDArray[np.bool_]:
+    """Per object (N,) of a picture: whether a detection of its class with score >= `score` is paired with it at IoU >= `iou`."""
+    pairs = _pair(record, iou, score)
+    out = np.zeros(len(record.truth_labels), bool)
+    for index, partner in zip(pairs.kept, pairs.partner, strict=True):
+        if partner >= 0:
+            out[partner] = record.labels[index] == record.truth_labels[partner]
+    return out
+
+
 def _mistakes(id: str, record: Scored, iou: float, score: float) -> Iterator[Mistake]:
     pairs = _pair(record, iou, score)
     covered: set[int] = set()

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from opticus.metrics.breakdown import breakdown
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.lvis import LvisDetection
@@ -83,7 +84,12 @@ def report_of(
         args=_json(out / "args.json") or (None if recipe is None else to_json(recipe)),
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
         threshold=SCORE,
-        more=[*_calibration(metric), *_errors(metric), *([keep_tokens(out, model, data)] if has_tokens(model) else ())],
+        more=[
+            *_calibration(metric),
+            *_errors(metric),
+            *_found(metric),
+            *([keep_tokens(out, model, data)] if has_tokens(model) else ()),
+        ],
     )
 
 
@@ -102,7 +108,7 @@ def report_of_results(out: Path, done: Evaluation, name: str) -> Path:
         confusion=_confusion(metric),
         notes=[f"metric {done.protocol.get('metric')}, data {done.protocol.get('data')}"],
         threshold=SCORE,
-        more=_errors(metric),
+        more=[*_errors(metric), *_found(metric)],
     )
 
 
@@ -196,6 +202,15 @@ def _errors(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
         f"{found.false_positives:+.3f}, without any missed object {found.false_negatives:+.3f}."
     )
     return [("errors", "What the errors cost", f"<p>{words}</p>{table(found.rows(), bars=True)}")]
+
+
+def _found(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
+    """How much a detector finds by size and crowding; nothing where there is no object to find."""
+    if not isinstance(metric, CocoDetection | VocDetection):
+        return []
+    found = breakdown(metric, score=SCORE)
+    words = f"Objects that a detection of their class finds with IoU >= {found.iou:g} and a score from {found.score:g} on."
+    return [("found", "What is found", f"<p>{words}</p>{table(found.rows())}")] if found.shares else []
 
 
 def _confusion(metric: AnyMetric | None) -> Any:
