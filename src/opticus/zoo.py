@@ -120,9 +120,14 @@ CARRIED = ("classes", "norm", "norm_eps")  # settings of a default part that ano
 
 
 def _part(name: str, default: Any, value: str) -> Part:
-    """A part given by name keeps what the default part says about its head and its norms, where the new network takes such a value."""
+    """A part given by name keeps what the default part says about its head and its norms, where the new network takes such a value.
+
+    Where there is no default part, it comes without a head: only its maps are asked for.
+    """
     plain = config_of(value)
     kept: dict[str, Any] = {}
+    if default is None and type(getattr(plain, "classes", None)) is int:
+        kept["classes"] = 0
     for key in CARRIED if isinstance(default, Part) else ():
         if key in default.changes and type(getattr(plain, key, None)) is type(default.changes[key]):
             kept[key] = default.changes[key]

@@ -188,6 +188,13 @@ def test_any_backbone_carries_the_neck(part: Part) -> None:
     assert all(bool(torch.isfinite(term)) for term in criterion(network)(out, batch_for(network, "detect", 2)).values())
 
 
+def test_a_backbone_given_by_name_comes_without_a_head() -> None:
+    with torch.device("meta"):
+        network = zoo.create("yolov8/tiny", backbone="resnet/18")
+    assert network.strides == (8, 16, 32)
+    assert not [name for name, _ in network.named_parameters() if name.startswith("backbone.fc")]
+
+
 def test_finer_levels_of_a_backbone_can_carry_it() -> None:
     part = Part("resnet/18", classes=0, layers=(1, 1, 1), width=16)
     network = zoo.build("yolov8/tiny", Config(backbone=part, finest=4, **SMALL))
