@@ -45,11 +45,11 @@ PREPARE = Prepare(resize="none")
 _ALEXNET = Part("alexnet/owt", classes=0, hidden=0)
 CHUNK = 128  # regions described at once
 NORM = 20.0  # mean length of a description before SVM and regression
-COST, POSITIVES, BIAS = 1e-3, 2.0, 10.0  # of the SVMs' losses; what a positive weighs; the feature that multiplies the bias
+POSITIVES, BIAS = 2.0, 10.0  # what a positive weighs in an SVM; the feature that multiplies its bias
 FAR = 0.3  # below this IoU with every object of a class a region is a negative of that class
 START, HARDEST = 5000, 20_000  # random negatives that an SVM starts with, and mined ones that it keeps at most
 RIDGE = 1000.0
-SCORE, OVERLAP = 0.05, 0.3
+SCORE, OVERLAP, DETECTIONS = 0.05, 0.3, 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Config:
     """`classes` leaves out the background; a region is warped to `crop` pixels a side, `context` of them around its box.
 
     The backbone's `embed` is the description that `hidden` units see twice (fc6, fc7). `proposals`, `scales` and `spaces` are
-    settings of selective search (`matching.regions.Search`); `samples` regions a picture are learned from in fine-tuning.
+    settings of selective search (`matching.regions.Search`); `samples` regions a picture are learned from in fine-tuning; `cost` (C)
+    is what a unit of hinge loss costs an SVM.
     """
 
     classes: int = 20
@@ -71,7 +72,7 @@ class Config:
     scales: tuple[float, ...] = (50.0, 100.0)
     spaces: tuple[str, ...] = ("hsv", "lab")
     samples: int = 64
-    detections: int = 100
+    cost: float = 1e-3
 
 
 # --- network -----------------------------------------------------------------------------------------------------------
@@ -209,15 +210,15 @@ class RCNN(nn.Module):
 
     def steps(self) -> dict[str, Callable[[Described], None]]:
         """What is solved after fine-tuning, in this order, from the descriptions of all regions."""
-        return {"svm": partial(solve_scores, self.head), "box": partial(solve_boxes, self.head)}
+        return {"svm": partial(solve_scores, self.head, cost=self.config.cost), "box": partial(solve_boxes, self.head)}
 
     def results(self, out: Answers, images: Images) -> list[Result]:
         """Every class's corrected boxes, suppressed per class at IoU 0.3, best first (section 2.2)."""
-        return detected(out, images, self.config.detections, self.head.solved)
+        return detected(out, images, self.head.solved)
 
 
-def detected(out: Answers, images: Images, count: int, solved: bool) -> list[Result]:
-    """The `count` best boxes of every picture: by the SVMs where they are `solved` (margins above -1), else by fine-tuning's softmax."""
+def detected(out: Answers, images: Images, solved: bool) -> list[Result]:
+    """The 100 best boxes of every picture: by the SVMs where they are `solved` (margins above -1), else by fine-tuning's softmax."""
     probs = (2 * out.margins.detach()).sigmoid() if solved else out.logits.detach().softmax(-1)[:, 1:]
     floor = 1 / (1 + np.exp(2.0)) if solved else SCORE
     deltas = out.deltas.detach()
@@ -227,7 +228,7 @@ def detected(out: Answers, images: Images, count: int, solved: bool) -> list[Res
         own = (out.pictures == i).nonzero()[:, 0]
         best = best_of(probs[own], float(floor), probs.numel())
         chosen = boxes[own[best.places], best.labels]
-        kept = suppressed(chosen, best.labels, best.scores, window, overlap=OVERLAP, count=count)
+        kept = suppressed(chosen, best.labels, best.scores, window, overlap=OVERLAP, count=DETECTIONS)
         found.append(in_original(*kept, images, i))
     return found
 
@@ -252,6 +253,8 @@ def _width(backbone: Embedder, side: int) -> int:
 
 
 NETWORK = RCNN
+# an SVM knows an object's own box and what overlaps none by 0.3; one positive a class needs a high price
+OVERFIT = {"observable": "found", "changes": {"cost": 1.0}}
 
 
 # --- step 3: fine-tuning -------------------------------------------------------------------------------------------------
@@ -283,7 +286,7 @@ def objective(network: RCNN) -> Supervised:
 # --- steps 4 and 5: SVMs and box regressors ------------------------------------------------------------------------------
 
 
-def solve_scores(head: Head, table: Described, seed: int = 0) -> None:
+def solve_scores(head: Head, table: Described, cost: float) -> None:
     """Step 4: a linear SVM per class on fc7. Positives are the objects' own boxes, negatives regions of IoU below 0.3 with every one.
 
     It starts from random negatives, and is solved again with those of a pass over all regions that lie within its margin. A class
@@ -291,7 +294,7 @@ def solve_scores(head: Head, table: Described, seed: int = 0) -> None:
     """
     from sklearn.svm import LinearSVC
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     scale = NORM / _length(table.vectors)
     for label in range(len(head.svm.bias)):
         # own boxes and objects are listed picture by picture, in one order
@@ -304,7 +307,7 @@ def solve_scores(head: Head, table: Described, seed: int = 0) -> None:
                 rows = np.concatenate([positives, np.sort(chosen)])
                 svm: Any = LinearSVC  # its stub wants a whole number for the bias's feature
                 machine: Any = svm(
-                    C=COST,
+                    C=cost,
                     loss="hinge",
                     class_weight={1: POSITIVES},
                     intercept_scaling=BIAS,
@@ -370,12 +373,12 @@ VARIANTS: dict[str, Config] = {
         hidden=256,
         dropout=0.1,
         crop=32,
-        context=2,
+        context=3,
         side=128,
         proposals=300,
         scales=(50.0,),
         spaces=("hsv",),
-        samples=16,
+        samples=32,
     ),
     "alexnet": Config(),
 }

@@ -50,7 +50,7 @@ class Config:
     scales: tuple[float, ...] = (50.0, 100.0)
     spaces: tuple[str, ...] = ("hsv", "lab")
     samples: int = 64
-    detections: int = 100
+    cost: float = 1e-3
 
 
 # --- network -----------------------------------------------------------------------------------------------------------
@@ -120,11 +120,11 @@ class SPPNet(nn.Module):
 
     def steps(self) -> dict[str, Callable[[Described], None]]:
         """What is solved after fine-tuning, in this order, from the descriptions of all regions."""
-        return {"svm": partial(solve_scores, self.head), "box": partial(solve_boxes, self.head)}
+        return {"svm": partial(solve_scores, self.head, cost=self.config.cost), "box": partial(solve_boxes, self.head)}
 
     def results(self, out: Answers, images: Images) -> list[Result]:
         """R-CNN's: every class's corrected boxes, suppressed per class at IoU 0.3, best first."""
-        return detected(out, images, self.config.detections, self.head.solved)
+        return detected(out, images, self.head.solved)
 
 
 def _prepare(side: int) -> Prepare:
@@ -135,6 +135,7 @@ def _prepare(side: int) -> Prepare:
 
 
 NETWORK = SPPNet
+OVERFIT = {"observable": "found", "changes": {"cost": 1.0}}  # as R-CNN's
 UNTRAINED = (r"backbone\..*",)  # fine-tuning is of the layers after the pyramid (section 4.1)
 
 
