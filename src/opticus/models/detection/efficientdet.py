@@ -41,7 +41,7 @@ PREPARE = prepare_for(512)
 PRIOR = 0.01  # what every anchor says of every class at the start
 CANDIDATES, OVERLAP = 5000, 0.5  # answers of a picture that are suppressed, and the IoU of two results of one class
 EPSILON = 1e-4  # of the fusion's denominator
-NORM = {"eps": 1e-3, "momentum": 0.01}  # TensorFlow's batch norm
+NORM = 1e-3, 0.01  # eps and momentum of TensorFlow's batch norm
 ORDER = [1, 0, 3, 2]  # published files regress y before x
 _B0 = Part("efficientnet/tf_b0", classes=0, top=0)
 Layout = Literal["tensorflow", "torch"]
@@ -100,7 +100,7 @@ class Project(nn.Module):
     def __init__(self, width_in: int, width: int, *, bias: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width_in, width, 1, bias=bias)
-        self.norm = nn.BatchNorm2d(width, **NORM)
+        self.norm = nn.BatchNorm2d(width, *NORM)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -146,7 +146,7 @@ class Node(nn.Module):
         )
         self.weights = nn.Parameter(torch.ones(len(inputs))) if config.fusion == "fast" else None
         self.conv = Separable(config.width, config.width, bias=bias)
-        self.norm = nn.BatchNorm2d(config.width, **NORM)
+        self.norm = nn.BatchNorm2d(config.width, *NORM)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         size = maps[self.level].shape[-2:]
@@ -174,7 +174,7 @@ class Head(nn.Module):
         self.outputs = outputs
         self.convs = nn.ModuleList(Separable(width, width, bias=config.layout == "tensorflow") for _ in range(config.depth))
         self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(width, **NORM) for _ in range(config.levels)) for _ in range(config.depth)
+            nn.ModuleList(nn.BatchNorm2d(width, *NORM) for _ in range(config.levels)) for _ in range(config.depth)
         )
         self.answer = Separable(width, 3 * len(config.ratios) * outputs, bias=True)
 

@@ -100,7 +100,8 @@ class SPPNet(nn.Module):
         boxes, pictures = listed(regions, pixels)
         maps = self.see(pixels)
         looked = slice(0) if self.training else slice(None)
-        return Answers(boxes, pictures, *self.head(self.pooled(maps, boxes[looked], pictures[looked])), maps)
+        logits, margins, deltas = self.head(self.pooled(maps, boxes[looked], pictures[looked]))
+        return Answers(boxes, pictures, logits, margins, deltas, maps)
 
     def see(self, pixels: Float[Tensor, "B C H W"]) -> Tensor:
         """The map of conv5, once a picture; fine-tuning does not reach the convolutions, whose statistics stay too (section 4.1)."""
