@@ -1,7 +1,7 @@
 """docs/detectors.md: every detector under one protocol, with what it costs, and the order of speed that the lectures state.
 
-Takes the runs that `make tables` trained (runs/tables), measures what they cost on this machine, and writes docs/detectors.md,
-docs/detectors.json and docs/detectors.png. `--speed` also times five generations of detectors at full size on one photograph.
+Figures are those of `make tables` (docs/tables.json); what a picture costs is measured here, with fresh weights; the gallery shows the
+trained networks in runs/tables, as many as are there. `--speed` also times four generations of detectors at full size on a photograph.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import torch
 
 import opticus
 from opticus.matching.regions import afresh
-from opticus.recipes.compare_models import SHOWN, Comparison, compare_models, small_models
+from opticus.recipes.compare_models import SHOWN, latency
+from opticus.verbs.explain import explain
+from opticus.verbs.info import info
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES, COMPARED = ROOT / "runs" / "tables", ROOT / "runs" / "compare" / "scenes"
-DOCS = ROOT / "docs"
+RUNS, DOCS = ROOT / "runs" / "tables", ROOT / "docs"
+GALLERY = 9  # systems in the picture
 ERAS = (  # what the lectures say of a picture's time (catalogue T17), and the system at the size of its paper
     ("R-CNN", "rcnn/alexnet", "about 60 s"),
     ("Fast R-CNN", "fast_rcnn/vgg16", "2 s"),
@@ -35,39 +37,39 @@ ERAS = (  # what the lectures say of a picture's time (catalogue T17), and the s
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--speed", action="store_true", help="time the generations at full size too (minutes)")
+    parser.add_argument("--gallery", action="store_true", help="draw what the trained networks find")
     parser.add_argument("--render", action="store_true", help="write the page from the stored figures only")
     words = parser.parse_args()
     file = DOCS / "detectors.json"
     known: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    rows = [row for row in json.loads((DOCS / "tables.json").read_text("utf-8"))["rows"] if row["data"] == "scenes"]
     if not words.render:
-        found = compared()
-        known |= {"comparison": found.to_json(), "date": datetime.date.today().isoformat(), "torch": torch.__version__}
-        (DOCS / "detectors.png").write_bytes((found.out / "gallery.png").read_bytes())
+        known |= {"costs": {row["model"]: costs(row["model"]) for row in rows}, "threads": torch.get_num_threads(),
+                  "torch": torch.__version__, "date": datetime.date.today().isoformat()}  # fmt: skip
+    if words.gallery:
+        gallery(sorted(rows, key=lambda row: -row["values"]["AP"]))
     if words.speed:
         known["eras"] = eras()
     file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    (DOCS / "detectors.md").write_text(page(known), encoding="utf-8")
+    (DOCS / "detectors.md").write_text(page(rows, known), encoding="utf-8")
 
 
-def compared() -> Comparison:
-    """The comparison of every detector that has a finished run in runs/tables, scored baselines beside them."""
-    names: list[str] = []
-    for name in small_models("detect"):
-        run = TABLES / f"{name.replace('/', '-')}-scenes"
-        if not (run / "passport.json").is_file():
-            print(f"{name}: no run in {TABLES.relative_to(ROOT)}; make tables trains it", file=sys.stderr)
-            continue
-        names.append(name)
-        linked(COMPARED / name.replace("/", "-"), run)
-    for run in sorted((TABLES / "baselines").glob("scenes-*")):
-        linked(COMPARED / "baselines" / run.name.removeprefix("scenes-"), run)
-    return compare_models("scenes", names, COMPARED, task="detect", seconds=1.0)  # finished runs are not trained again
+def costs(name: str) -> dict[str, Any]:
+    """Parameters, operations of one picture, and milliseconds of one test scene through network and results."""
+    torch.manual_seed(0)
+    model = opticus.create(name)
+    facts = info(model)
+    taken = latency(model, opticus.open_data("scenes", "test"))
+    print(f"{name}: {taken:.1f} ms", file=sys.stderr)
+    return {"parameters": facts.parameters, "flops": facts.flops, "latency": round(taken, 2)}
 
 
-def linked(place: Path, run: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.exists():
-        place.symlink_to(run, target_is_directory=True)
+def gallery(rows: list[dict[str, Any]]) -> None:
+    """docs/detectors.png: the best networks whose runs are here, on four test scenes."""
+    runs = [run for row in rows if ((run := RUNS / row["name"]) / "passport.json").is_file()][:GALLERY]
+    models = [opticus.load(run, quiet=True) for run in runs]
+    drawn = explain("gallery", models, data="scenes", limit=4, threshold=0.4, out=ROOT / "runs" / "gallery")
+    drawn.picture.convert("P", palette=1, colors=128).save(DOCS / "detectors.png", optimize=True)
 
 
 def eras() -> list[dict[str, Any]]:
@@ -89,24 +91,30 @@ def eras() -> list[dict[str, Any]]:
     return rows
 
 
-def page(known: dict[str, Any]) -> str:
-    comparison = known["comparison"]
-    rows, shown = comparison["rows"], [n for n in SHOWN["detect"] if any(n in row["values"] for row in comparison["rows"])]
+def page(rows: list[dict[str, Any]], known: dict[str, Any]) -> str:
+    rows = sorted(rows, key=lambda row: -row["values"]["AP"])
+    shown = [name for name in SHOWN["detect"] if any(name in row["values"] for row in rows)]
     lines = [
         "# Detectors on one data set", "",
-        f"Generated by `tools/make_detectors.py` on {known['date']} (torch {known['torch']}, {comparison['protocol']['threads']} thread(s)); not",
-        "edited by hand. Every system learned from the same embedded scenes by its own recipe and is scored by the same COCO code on the 500 test",
-        "scenes. `ms` is one picture through network and results on this machine's processor, with whatever proposals the system needs;",
-        "training seconds were measured while other work ran. `opticus compare-models task=detect data=scenes` makes such a table anew.", "",
-        "| system | " + " | ".join(shown) + " | 95 % interval of AP | parameters | MFLOPs | ms | training s | steps |",
+        f"Generated by `tools/make_detectors.py` on {known['date']} (torch {known['torch']}, {known['threads']} thread(s)); not edited by hand.",
+        "Every system learned from the same embedded scenes by its own recipe and is scored by the same COCO code on the 500 test scenes",
+        "(`docs/tables.md`). `ms` is one picture through network and results on this machine's processor, with whatever proposals the",
+        "system needs; training seconds were measured while other work ran. `opticus compare-models task=detect data=scenes` makes such a",
+        "table anew.", "",
+        "| system | " + " | ".join(shown) + " | ahead of HOG + SVM (95 % interval) | parameters | MFLOPs | ms | training s | steps |",
         "|---" * (len(shown) + 7) + "|",
     ]  # fmt: skip
     for row in rows:
+        cost = known["costs"].get(row["model"], {})
         values = " | ".join(f"{row['values'][n]:.3f}" if n in row["values"] else "" for n in shown)
-        cost = (f"{number(row['parameters'], ',')} | {number(row['flops'], ',.0f', 1e-6)} | {number(row['latency'], '.1f')} | "
-                f"{number(row['seconds'], ',.0f')} | {number(row['steps'], ',')}")  # fmt: skip
-        steps = "" if row["finished"] else f" of {row['planned']:,}, stopped"
-        lines.append(f"| {row['system']} | {values} | {row['low']:.3f} to {row['high']:.3f} | {cost}{steps} |")
+        lead = next(one for one in row["baselines"] if one["name"] == "HOG + SVM")
+        low, high = lead["interval"]
+        spent = (f"{number(row['parameters'], ',')} | {number(cost.get('flops'), ',.0f', 1e-6)} | {number(cost.get('latency'), '.1f')} | "
+                 f"{row['seconds']:,} | {row['steps']:,}")  # fmt: skip
+        lines.append(f"| {row['model']} | {values} | {lead['difference']:+.3f} ({low:+.3f} to {high:+.3f}) | {spent} |")
+    for one in rows[0]["baselines"]:
+        values = " | ".join(f"{one['values'][n]:.3f}" if n in one["values"] else "" for n in shown)
+        lines.append(f"| {one['name']} (baseline) | {values} | | | | | | |")
     lines += ["", "![what the best detectors find on four test scenes](detectors.png)"]
     if "eras" in known:
         lines += [

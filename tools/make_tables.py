@@ -80,6 +80,7 @@ ROWS = (
     Row("fcos/tiny", "scenes"),
     Row("ssd/tiny", "scenes"),
     Row("rcnn/tiny", "scenes"),
+    Row("sppnet/tiny", "scenes"),
     Row("fast_rcnn/tiny", "scenes"),
     Row("efficientdet/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),

@@ -128,9 +128,10 @@ def _part(name: str, default: Any, value: str) -> Part:
     kept: dict[str, Any] = {}
     if default is None and type(getattr(plain, "classes", None)) is int:
         kept["classes"] = 0
-    for key in CARRIED if isinstance(default, Part) else ():
-        if key in default.changes and type(getattr(plain, key, None)) is type(default.changes[key]):
-            kept[key] = default.changes[key]
+    carried = default.changes if isinstance(default, Part) else {}
+    for key in CARRIED:
+        if key in carried and type(getattr(plain, key, None)) is type(carried[key]):
+            kept[key] = carried[key]
     return Part(value, **kept)
 
 

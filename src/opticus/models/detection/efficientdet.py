@@ -140,7 +140,8 @@ class Node(nn.Module):
     def __init__(self, config: Config, level: int, inputs: tuple[int, ...], widths: Sequence[int]) -> None:
         super().__init__()
         bias = config.layout == "tensorflow"
-        self.level, self.inputs, self.layout = level, inputs, config.layout
+        self.level, self.inputs = level, inputs
+        self.layout: Layout = config.layout
         self.project = nn.ModuleDict(
             {str(i): Project(widths[i], config.width, bias=bias) for i in inputs if widths[i] != config.width}
         )
