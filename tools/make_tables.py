@@ -77,6 +77,9 @@ ROWS = (
     Row("centernet/tiny", "scenes"),
     Row("detr/tiny", "scenes"),
     Row("retinanet/tiny", "scenes"),
+    Row("yolov1/tiny", "scenes"),
+    Row("yolov2/tiny", "scenes"),
+    Row("yolov3/tiny", "scenes"),
     Row("fcos/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
 )
