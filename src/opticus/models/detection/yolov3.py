@@ -294,7 +294,7 @@ VARIANTS: dict[str, Config] = {
     "tiny": Config(
         classes=10,
         width=16,
-        blocks=(1, 1, 1, 1),
+        blocks=(0, 1, 1, 1),
         widths=(192, 96),
         depths=(3, 3),
         anchors=(16, 24, 21, 33, 27, 41, 32, 52, 41, 63, 49, 81),  # of the scenes, by `opticus anchors`
