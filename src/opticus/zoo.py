@@ -125,13 +125,12 @@ def _part(name: str, default: Any, value: str) -> Part:
     Where there is no default part, it comes without a head: only its maps are asked for.
     """
     plain = config_of(value)
+    if not isinstance(default, Part):
+        return Part(value, classes=0) if type(getattr(plain, "classes", None)) is int else Part(value)
     kept: dict[str, Any] = {}
-    if default is None and type(getattr(plain, "classes", None)) is int:
-        kept["classes"] = 0
-    carried = default.changes if isinstance(default, Part) else {}
     for key in CARRIED:
-        if key in carried and type(getattr(plain, key, None)) is type(carried[key]):
-            kept[key] = carried[key]
+        if key in default.changes and type(getattr(plain, key, None)) is type(default.changes[key]):
+            kept[key] = default.changes[key]
     return Part(value, **kept)
 
 
