@@ -48,6 +48,9 @@ def filled(name: str) -> nn.Module:
     fill_module(network)
     if hasattr(network, "wh"):  # CenterNet's size head may come out negative everywhere: then there are no boxes to look at
         nn.init.constant_(network.get_parameter("wh.2.bias"), 3.0)
+    if hasattr(network, "ct_heats"):  # ExtremeNet groups four kinds of points of one class: they agree where one class is strong
+        for kind in ("t", "l", "b", "r"):
+            network.get_parameter(f"{kind}_heats.0.2.bias").data[3] += 3.0
     return network
 
 

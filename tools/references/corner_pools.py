@@ -34,3 +34,22 @@ def cornernet():
         from models import CornerNet
 
         return kp, CornerNet.model, utils
+
+
+def extremenet():
+    """The authors' `exkp`, their ExtremeNet `model`, their layers `utils` and their decoder; what draws pictures is left out."""
+    for name, (axis, backwards) in POOLS.items():
+        stub(name, forward=_pool(axis, backwards))
+    stub("utils")
+    stub("utils.debugger", Debugger=None)
+    with clone("ExtremeNet"):
+        from models.py_utils import exkp, kp_utils, utils
+
+        from models import ExtremeNet
+
+        plain = kp_utils._topk  # it takes a view of what a transposition gave
+        kp_utils._topk = lambda scores, K: plain(scores.contiguous(), K)
+        found = exkp, ExtremeNet.model, utils, kp_utils._exct_decode
+    for name in ("utils", "utils.debugger"):
+        del sys.modules[name]
+    return found
