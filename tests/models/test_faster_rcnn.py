@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from papers import batch_for, new
+from papers import batch_for, new, record
 
 import opticus
 from opticus import zoo
 from opticus.models.detection.faster_rcnn import FasterRCNN, Losses, pooled
 from opticus.ops.iou import iou
 from opticus.ops.roi import roi_align
+from opticus.parity.fill import fill_state
+from opticus.parity.manifests import unfold
 from opticus.structures import CapabilityError
 from opticus.weights.labels import labels
+from opticus.weights.load import load_into
+from opticus.weights.read import read
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,53 @@ def test_anchors_of_the_published_variant() -> None:
     levels = network.anchors((800, 1088), torch.zeros(1))
     assert [len(level) for level in levels] == [3 * h * w for h, w in ((200, 272), (100, 136), (50, 68), (25, 34), (13, 17))]
     assert [round(float((v[1, 2:] - v[1, :2]).prod().sqrt())) for v in levels] == [32, 64, 128, 256, 512]
+
+
+def test_anchors_as_detectron2_lays_them_out() -> None:
+    """Not rounded, at the corners of cells of exactly 4 to 64 pixels, where torchvision divides the input by the map."""
+    sizes, found = (800, 1088), {}
+    for variant in ("r50", "r50-d2"):
+        with torch.device("meta"):
+            network = zoo.create(f"faster_rcnn/{variant}")
+        assert isinstance(network, FasterRCNN)
+        found[variant] = network.anchors(sizes, torch.zeros(1))
+    last = {variant: levels[-1].unflatten(0, (13, 17, 3)) for variant, levels in found.items()}
+    centres = {variant: (level[..., :2] + level[..., 2:]) / 2 for variant, level in last.items()}
+    assert centres["r50-d2"][1, 1, 0].tolist() == [64, 64] and centres["r50"][1, 1, 0].tolist() == [64, 61]
+    for level, side in zip(found["r50-d2"], (32, 64, 128, 256, 512)):
+        torch.testing.assert_close((level[:3, 2:] - level[:3, :2]).prod(1).sqrt(), torch.full((3,), float(side)))
+
+
+def test_a_model_zoo_file_is_read_renamed_and_loaded(tmp_path: Path) -> None:
+    """A pickle of arrays with the constants that older files carry; the background moves from last to first."""
+    case = next(c for c in record("faster_rcnn")["tiny"] if c["name"] == "Detectron2")
+    state = {key: value.numpy() for key, value in fill_state(unfold(case["state"]), torch.float32).items()}
+    old = {
+        "pixel_mean": np.ones((3, 1, 1), np.float32),
+        "proposal_generator.anchor_generator.cell_anchors.0": np.ones((3, 4), np.float32),
+    }
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": state | old, "__author__": "Detectron2 Model Zoo"}, 3))
+    network = zoo.build("faster_rcnn/r50-d2", zoo.config_from_json("faster_rcnn/r50-d2", case["config"]))
+    loaded = load_into(network, read(path).state, zoo.paper("faster_rcnn").FORMATS["detectron2"])
+    assert set(loaded.dropped) == set(old)
+    scores = torch.from_numpy(state["roi_heads.box_predictor.cls_score.bias"])
+    torch.testing.assert_close(network.get_parameter("head.cls_score.bias").detach(), scores[[5, 0, 1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("rules", ["torchvision", "torchvision-v2", "detectron2"])
+def test_every_class_has_its_box_under_all_rules(rules: str) -> None:
+    """The object's own class, and no other, gets the gradient of the box loss."""
+    network = new("faster_rcnn/tiny", rules=rules).train()
+    assert isinstance(network, FasterRCNN)
+    batch = batch_for(network, "detect", 1)
+    assert batch.images is not None and batch.targets[0] is not None
+    out = network(batch.images.pixels)
+    Losses(network)(out._replace(proposals=out.proposals[:0], pictures=out.pictures[:0]), batch)["box"].backward()
+    grad = network.head.bbox_pred.bias.grad.unflatten(0, (-1, 4)).abs().sum(1)
+    idle = {"torchvision": 1, "torchvision-v2": 1, "detectron2": 0}[rules]
+    assert len(grad) == 10 + idle
+    assert set((grad > 0).nonzero()[:, 0].tolist()) <= {int(label) + idle for label in batch.targets[0].labels}
 
 
 def test_every_object_of_the_demo_has_an_anchor(tiny: FasterRCNN) -> None:
