@@ -6,7 +6,7 @@ Reference: effdet 0.4 (Apache-2.0), whose `tf_` files are the authors' own weigh
 *Differs*: losses are divided by the positive anchors (effdet and the authors: by one more); an anchor that is the best one of an object
 but overlaps another one more stands for that other; a picture lies in the middle of its square, on grey (effdet: at the top left, on
 the mean colour); decoded sides are cut at 62.5 anchors; "torch_d0" and "torch_d1" are effdet's own training, without TensorFlow's
-padding; "tiny" is a small configuration for the demo data.
+padding, their batch norms with torch's momentum (effdet: TensorFlow's); "tiny" is a small configuration for the demo data.
 *Map*: figure 2d and section 3.3 "Fast normalized fusion" -> `Node`, `wiring`; figure 3 -> `EfficientDet`, `Head`; table 1 and
 eq. 1-3 -> `VARIANTS`; section 5.1 -> `criterion`, `EfficientDet.anchors`.
 """
@@ -41,7 +41,8 @@ PREPARE = prepare_for(512)
 PRIOR = 0.01  # what every anchor says of every class at the start
 CANDIDATES, OVERLAP = 5000, 0.5  # answers of a picture that are suppressed, and the IoU of two results of one class
 EPSILON = 1e-4  # of the fusion's denominator
-NORM = 1e-3, 0.01  # eps and momentum of TensorFlow's batch norm
+EPS = 1e-3  # of all batch norms
+MOMENTUM = {"tensorflow": 0.01, "torch": 0.1}
 ORDER = [1, 0, 3, 2]  # published files regress y before x
 _B0 = Part("efficientnet/tf_b0", classes=0, top=0)
 Layout = Literal["tensorflow", "torch"]
@@ -82,6 +83,10 @@ class Answers(NamedTuple):
     deltas: Tensor
 
 
+def _norm(config: Config) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(config.width, eps=EPS, momentum=MOMENTUM[config.layout])
+
+
 class Separable(nn.Module):
     """A depthwise 3x3 convolution and a 1x1 one that mixes channels."""
 
@@ -97,10 +102,10 @@ class Separable(nn.Module):
 class Project(nn.Module):
     """A map brought to the pyramid's width: a 1x1 convolution and batch norm."""
 
-    def __init__(self, width_in: int, width: int, *, bias: bool) -> None:
+    def __init__(self, config: Config, width_in: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width_in, width, 1, bias=bias)
-        self.norm = nn.BatchNorm2d(width, *NORM)
+        self.conv = nn.Conv2d(width_in, config.width, 1, bias=config.layout == "tensorflow")
+        self.norm = _norm(config)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -140,14 +145,11 @@ class Node(nn.Module):
     def __init__(self, config: Config, level: int, inputs: tuple[int, ...], widths: Sequence[int]) -> None:
         super().__init__()
         bias = config.layout == "tensorflow"
-        self.level, self.inputs = level, inputs
-        self.layout: Layout = config.layout
-        self.project = nn.ModuleDict(
-            {str(i): Project(widths[i], config.width, bias=bias) for i in inputs if widths[i] != config.width}
-        )
+        self.level, self.inputs, self.layout = level, inputs, config.layout
+        self.project = nn.ModuleDict({str(i): Project(config, widths[i]) for i in inputs if widths[i] != config.width})
         self.weights = nn.Parameter(torch.ones(len(inputs))) if config.fusion == "fast" else None
         self.conv = Separable(config.width, config.width, bias=bias)
-        self.norm = nn.BatchNorm2d(config.width, *NORM)
+        self.norm = _norm(config)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         size = maps[self.level].shape[-2:]
@@ -174,9 +176,7 @@ class Head(nn.Module):
         width = config.width
         self.outputs = outputs
         self.convs = nn.ModuleList(Separable(width, width, bias=config.layout == "tensorflow") for _ in range(config.depth))
-        self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(width, *NORM) for _ in range(config.levels)) for _ in range(config.depth)
-        )
+        self.norms = nn.ModuleList(nn.ModuleList(_norm(config) for _ in range(config.levels)) for _ in range(config.depth))
         self.answer = Separable(width, 3 * len(config.ratios) * outputs, bias=True)
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "B N O"]:
@@ -205,7 +205,7 @@ class EfficientDet(nn.Module):
         if config.levels < 2:
             raise UsageError(f"efficientdet: expected at least two levels, found {config.levels}")
         changes = self.further > 0 and widths[-1] != config.width
-        self.coarser = Project(widths[-1], config.width, bias=config.layout == "tensorflow") if changes else None
+        self.coarser = Project(config, widths[-1]) if changes else None
         widths += [config.width] * self.further
         self.cells = nn.ModuleList()
         for cell in range(config.cells):
@@ -280,7 +280,7 @@ def _initialise(network: EfficientDet) -> None:
 
 
 NETWORK = EfficientDet
-OVERFIT = {"samples": 2, "lr": 3e-3}
+OVERFIT = {"samples": 3, "lr": 3e-3}  # the third scene has an object of the coarsest level
 
 
 # --- objective ---------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ VARIANTS: dict[str, Config] = {
         cells=2,
         depth=2,
         levels=3,
-        scale=2.5,
+        scale=2.3,
         ratios=((1.1, 0.9), (0.9, 1.1), (0.75, 1.35)),
         layout="torch",
         side=128,
