@@ -85,7 +85,7 @@ def case_of(name, pictures, count):
 
 
 def tiny():
-    return [case_of("padded batch", [[97, 130, 1], [140, 66, 2]], 20), case_of("one picture", [[160, 224, 3]], 30)]
+    return [case_of("padded batch", [[97, 130, 5], [140, 66, 2]], 10), case_of("one picture", [[160, 224, 3]], 30)]
 
 
 def full_size():
