@@ -145,7 +145,8 @@ class Node(nn.Module):
     def __init__(self, config: Config, level: int, inputs: tuple[int, ...], widths: Sequence[int]) -> None:
         super().__init__()
         bias = config.layout == "tensorflow"
-        self.level, self.inputs, self.layout = level, inputs, config.layout
+        self.level, self.inputs = level, inputs
+        self.layout: Layout = config.layout
         self.project = nn.ModuleDict({str(i): Project(config, widths[i]) for i in inputs if widths[i] != config.width})
         self.weights = nn.Parameter(torch.ones(len(inputs))) if config.fusion == "fast" else None
         self.conv = Separable(config.width, config.width, bias=bias)
