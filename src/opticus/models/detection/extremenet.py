@@ -340,4 +340,4 @@ FORMATS: dict[str, Names] = {
     )
 }
 WEIGHTS: dict[str, Weights] = {}  # published on Google Drive only, which hands none out by address
-PARAMETERS: dict[str, int] = {"hourglass104": 198531504}  # counted in the reference
+PARAMETERS: dict[str, int] = {"hourglass104": 198_531_504}  # counted in the reference
