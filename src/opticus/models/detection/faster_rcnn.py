@@ -4,7 +4,8 @@ Ren, He, Girshick and Sun, NeurIPS 2015, arXiv 1506.01497 (Faster R-CNN), over t
 Reference: torchvision 0.28 (BSD-3-Clause), fasterrcnn_resnet50_fpn.
 
 *Differs*: RoIAlign (1703.06870, without its half-pixel shift) instead of RoI pooling and boxes per class, as in the published files;
-losses are divided by the sampled anchors and regions of all pictures; boxes wholly in the padding are left out; where the longer side
+losses are divided by the sampled anchors and regions of all pictures, and none is taken from inside a crowd; boxes wholly in the
+padding are left out; where the longer side
 limits the resize, the shorter one is rounded (torchvision: floored); "tiny" is a small configuration for the demo data.
 *Map*: section 3.1 -> `ProposalNetwork`, 3.1.1 "Anchors" -> `FasterRCNN.anchors`, 3.1.2 eq. 1 -> `Losses`; FPN eq. 1 -> `pooled`;
 Fast R-CNN (1504.08083) section 2 -> `BoxHead`, 2.3 -> `Losses.regions`.
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 from opticus.layers.fpn import FPN
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised
-from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, max_iou
+from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, ignore_inside, max_iou
 from opticus.matching.detections import best_of, cut, in_original, level_sizes, pyramid_maps, suppressed, windows
-from opticus.matching.objects import Objects, objects_of
+from opticus.matching.objects import ignored_of, objects_of
 from opticus.ops.boxes import decode_boxes, encode_boxes
 from opticus.ops.iou import iou
 from opticus.ops.nms import nms_per_class
@@ -144,14 +145,8 @@ class FasterRCNN(nn.Module):
         )
 
     def anchors(self, size: tuple[int, int], like: Tensor) -> list[Float[Tensor, "N 4"]]:
-        """Every level's anchors for inputs of `size` (H, W), xyxy pixels; a cell is size / map pixels wide, rounded down."""
-        found: list[Tensor] = []
-        stride = self.strides[0]
-        for i, (h, w) in enumerate(level_sizes(size, self.strides, 1)):
-            stride = self.strides[i] if i < len(self.strides) else 2 * stride
-            base = base_anchors([self.config.scale * stride], self.config.ratios).to(like)
-            found.append(grid_anchors(base, (h, w), (float(size[0] // h), float(size[1] // w))))
-        return found
+        """Every level's anchors for inputs of `size` (H, W), xyxy pixels."""
+        return level_anchors(size, self.strides, self.config.scale, self.config.ratios, like)
 
     def regions(self, maps: Sequence[Tensor], boxes: Float[Tensor, "R 4"], pictures: Int[Tensor, "R"]) -> tuple[Tensor, Tensor]:
         """Class logits (R, K+1) and box deltas (R, K+1, 4) of regions of the pictures that the pyramid's `maps` belong to."""
@@ -160,6 +155,18 @@ class FasterRCNN(nn.Module):
     def results(self, out: Answers, images: Images) -> list[Result]:
         """Every class's boxes of the proposals that reach 0.05, suppressed per class at IoU 0.5, best first."""
         return detections(out, images, self.config.detections)
+
+
+def level_anchors(
+    size: tuple[int, int], strides: Sequence[int], scale: float, ratios: Sequence[float], like: Tensor
+) -> list[Float[Tensor, "N 4"]]:
+    """Anchors of `scale` strides on every level and on one coarser; a cell is size (H, W) / map pixels wide, rounded down."""
+    found: list[Tensor] = []
+    for i, (h, w) in enumerate(level_sizes(size, strides, 1)):
+        stride = strides[i] if i < len(strides) else 2 * strides[-1]
+        base = base_anchors([scale * stride], ratios).to(like)
+        found.append(grid_anchors(base, (h, w), (float(size[0] // h), float(size[1] // w))))
+    return found
 
 
 def proposed(
@@ -248,6 +255,20 @@ class TwoStage(Protocol):
     def regions(self, maps: Sequence[Tensor], boxes: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+class Truth(NamedTuple):
+    """The objects to learn in one picture: `boxes` (N,4) xyxy in network-input pixels, `labels` (N,); `ignored` (M,4): crowds."""
+
+    boxes: Tensor
+    labels: Tensor
+    ignored: Tensor
+
+
+def truth_of(batch: Batch, classes: int, like: Tensor) -> list[Truth]:
+    """The objects of every picture in `like`'s type; raises as `matching.objects.objects_of`."""
+    known = zip(objects_of(batch.targets, classes, batch.ids), ignored_of(batch.targets), strict=True)
+    return [Truth(t.boxes.to(like), t.labels, ignored.to(like)) for t, ignored in known]
+
+
 class Losses:
     """Eq. 1 twice: objectness and shifts of sampled anchors, then class and box of sampled regions; the four weigh the same."""
 
@@ -259,12 +280,12 @@ class Losses:
             raise DataError("Faster R-CNN is trained on images, found a batch without")
         size = (int(batch.images.pixels.shape[-2]), int(batch.images.pixels.shape[-1]))
         anchors = torch.cat(self.network.anchors(size, out.shifts))
-        truth = [Objects(t.boxes.to(anchors), t.labels) for t in objects_of(batch.targets, self.network.config.classes, batch.ids)]
+        truth = truth_of(batch, self.network.config.classes, anchors)
         weights = out.shifts.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.shifts)
         terms = anchor_terms(out.objectness, out.shifts, anchors, truth, weights, self.network.config.samples[0])
         return terms | self.regions(out, truth, weights)
 
-    def regions(self, out: Answers, truth: Sequence[Objects], weights: Tensor) -> dict[str, Tensor]:
+    def regions(self, out: Answers, truth: Sequence[Truth], weights: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of sampled proposals and objects, and smooth L1 of the boxes of those that hold an object."""
         boxes: list[Tensor] = []
         labels: list[Tensor] = []
@@ -272,7 +293,7 @@ class Losses:
         pictures: list[Tensor] = []
         for i, t in enumerate(truth):
             among = torch.cat([out.proposals[out.pictures == i], t.boxes])
-            matches = max_iou(iou(t.boxes, among), 0.5, 0.5, rescue=False)
+            matches = ignore_inside(max_iou(iou(t.boxes, among), 0.5, 0.5, rescue=False), among, t.ignored)
             positives, negatives = balanced_sample(matches, self.network.config.samples[1], 0.25)
             boxes.append(among[torch.cat([positives, negatives])])
             labels.append(torch.cat([t.labels[matches[positives]] + 1, torch.zeros_like(matches[negatives])]))
@@ -291,14 +312,14 @@ class Losses:
 
 
 def anchor_terms(
-    objectness: Tensor, shifts: Tensor, anchors: Tensor, truth: Sequence[Objects], weights: Tensor, samples: int
+    objectness: Tensor, shifts: Tensor, anchors: Tensor, truth: Sequence[Truth], weights: Tensor, samples: int
 ) -> dict[str, Tensor]:
     """Binary cross-entropy of sampled anchors and smooth L1 of the positive ones, both divided by the sampled ones."""
     objects: list[Tensor] = []
     boxes: list[Tensor] = []
     sampled = 0
     for i, t in enumerate(truth):
-        matches = max_iou(iou(t.boxes, anchors), 0.7, 0.3)
+        matches = ignore_inside(max_iou(iou(t.boxes, anchors), 0.7, 0.3), anchors, t.ignored)
         positives, negatives = balanced_sample(matches, samples, 0.5)
         places = torch.cat([positives, negatives])
         wanted = (torch.arange(len(places), device=places.device) < len(positives)).to(objectness)
