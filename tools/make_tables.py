@@ -80,6 +80,7 @@ ROWS = (
     Row("fcos/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
     Row("rfcn/tiny", "scenes"),
+    Row("panet/tiny", "scenes"),
 )
 
 
