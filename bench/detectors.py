@@ -218,9 +218,9 @@ def yolov3(rounds: int) -> Iterator[Row]:
     """
     from unittest.mock import MagicMock
 
-    cfg = Path(os.environ.get("OPTICUS_DARKNET", ""), "cfg", "yolov3.cfg")
+    cfg = Path(os.environ.get("OPTICUS_REFERENCES", ""), "darknet", "cfg", "yolov3.cfg")
     if importlib.util.find_spec("pytorchyolo") is None or not cfg.is_file():
-        print("  YOLOv3: left out, it needs the package pytorchyolo and OPTICUS_DARKNET=<a checkout of darknet>", file=sys.stderr)
+        print("  YOLOv3: left out, it needs the package pytorchyolo and OPTICUS_REFERENCES=<a folder with a clone of pjreddie/darknet>", file=sys.stderr)
         return
     allow_torchvision()
     for name in ("imgaug", "imgaug.augmenters", "imgaug.augmentables", "imgaug.augmentables.bbs"):

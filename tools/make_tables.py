@@ -93,6 +93,7 @@ ROWS = (
     Row("yolov8/tiny", "scenes"),
     Row("rfcn/tiny", "scenes"),
     Row("cascade_rcnn/tiny", "scenes"),
+    Row("panet/tiny", "scenes"),
 )
 
 

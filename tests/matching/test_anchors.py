@@ -4,7 +4,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opticus.matching.anchors import IGNORED, NEGATIVE, balanced_sample, base_anchors, grid_anchors, hard_negatives, max_iou
+from opticus.matching.anchors import (
+    IGNORED,
+    NEGATIVE,
+    balanced_sample,
+    base_anchors,
+    grid_anchors,
+    hard_negatives,
+    ignore_inside,
+    max_iou,
+)
 
 
 def test_anchors_of_the_rpn_by_hand():
@@ -63,3 +72,11 @@ def test_hard_negatives_are_the_worst_ones():
     loss = torch.tensor([[9.0, 1, 5, 3, 4, 2], [1, 2, 3, 4, 5, 6]])
     positive = torch.tensor([[True, False, False, False, False, False], [False] * 6])
     assert hard_negatives(loss, positive).tolist() == [[False, False, True, True, True, False], [False] * 6]
+
+
+def test_background_inside_a_region_is_ignored_and_objects_are_not() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [6, 0, 16, 10], [0, 0, 10, 10]])
+    matches = torch.tensor([NEGATIVE, NEGATIVE, NEGATIVE, 3])
+    region = torch.tensor([[0.0, 0, 10, 10]])
+    assert ignore_inside(matches, anchors, region).tolist() == [IGNORED, IGNORED, NEGATIVE, 3]
+    assert ignore_inside(matches, anchors, region[:0]).tolist() == matches.tolist()

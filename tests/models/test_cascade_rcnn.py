@@ -10,7 +10,7 @@ from papers import batch_for, new
 
 import opticus
 from opticus import zoo
-from opticus.matching.objects import Objects
+from opticus.matching.objects import Truth
 from opticus.matching.proposals import matched
 from opticus.models.detection.cascade_rcnn import CODERS, CascadeRCNN, Losses, refined
 from opticus.ops.boxes import decode_boxes, encode_boxes
@@ -57,8 +57,8 @@ def test_a_stage_with_perfect_deltas_gives_the_objects() -> None:
 def test_later_stages_ask_for_more_overlap() -> None:
     """A box of IoU 0.65 with its object is an object at 0.5 and 0.6, background at 0.7."""
     truth = [
-        Objects(torch.tensor([[0.0, 0, 100, 100]]), torch.tensor([3])),
-        Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+        Truth(torch.tensor([[0.0, 0, 100, 100]]), torch.tensor([3]), torch.zeros(0, 4)),
+        Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)),
     ]
     boxes, pictures = torch.tensor([[0.0, 0, 65, 100], [0, 0, 65, 100]]), torch.tensor([0, 1])
     assert [matched(boxes, pictures, truth, overlap).labels.tolist() for overlap in (0.5, 0.6, 0.7)] == [[4, 0], [4, 0], [0, 0]]

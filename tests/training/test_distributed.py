@@ -31,7 +31,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-@pytest.mark.parametrize("model", ["centernet/tiny", "resnet/tiny"])
+@pytest.mark.parametrize("model", ["centernet/tiny", "resnet/tiny", "faster_rcnn/tiny"])
 def test_two_processes_equal_one(model: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]

@@ -10,19 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opticus.losses.boxes import object_count
-from opticus.matching.anchors import balanced_sample, max_iou
-from opticus.matching.objects import Objects, objects_of
+from opticus.matching.anchors import balanced_sample, ignore_inside, max_iou
+from opticus.matching.objects import Truth, truth_of
 from opticus.matching.proposals import Regions
 from opticus.ops.boxes import encode_boxes
 from opticus.ops.iou import iou
 from opticus.structures import Batch, DataError
 
 
-def learned_from(batch: Batch, like: Tensor, classes: int) -> tuple[tuple[int, int], list[Objects], Tensor]:
-    """Size (H, W) of a batch's inputs, the objects of each picture, and the pictures' weights, in `like`'s type."""
+def learned_from(batch: Batch, like: Tensor, classes: int) -> tuple[tuple[int, int], list[Truth], Tensor]:
+    """Size (H, W) of a batch's inputs, the objects and crowds of each picture, and the pictures' weights, in `like`'s type."""
     if batch.images is None:
         raise DataError("a two-stage detector is trained on images, found a batch without")
-    truth = [Objects(t.boxes.to(like), t.labels) for t in objects_of(batch.targets, classes, batch.ids)]
+    truth = truth_of(batch.targets, classes, batch.ids, like)
     weights = like.new_ones(len(batch)) if batch.weights is None else batch.weights.to(like)
     return (int(batch.images.pixels.shape[-2]), int(batch.images.pixels.shape[-1])), truth, weights
 
@@ -31,18 +31,21 @@ def anchor_losses(
     objectness: Tensor,
     shifts: Tensor,
     levels: Sequence[Tensor],
-    truth: Sequence[Objects],
+    truth: Sequence[Truth],
     weights: Float[Tensor, "B"],
     samples: int,
     smooth: float,
 ) -> dict[str, Tensor]:
-    """Binary cross-entropy of sampled anchors and smooth L1 of the positive ones, both divided by the sampled ones."""
+    """Binary cross-entropy of sampled anchors and smooth L1 of the positive ones, both divided by the sampled ones.
+
+    Background inside crowds is not sampled.
+    """
     anchors = torch.cat(list(levels))
     objects: list[Tensor] = []
     boxes: list[Tensor] = []
     count = 0
     for i, t in enumerate(truth):
-        matches = max_iou(iou(t.boxes, anchors), 0.7, 0.3)
+        matches = ignore_inside(max_iou(iou(t.boxes, anchors), 0.7, 0.3), anchors, t.ignored)
         positives, negatives = balanced_sample(matches, samples, 0.5)
         places = torch.cat([positives, negatives])
         wanted = (torch.arange(len(places), device=places.device) < len(positives)).to(objectness)

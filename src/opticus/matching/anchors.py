@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from opticus.ops.iou import crowd_iou
+
 NEGATIVE, IGNORED = -1, -2
 
 
@@ -63,6 +65,19 @@ def max_iou(overlaps: Float[Tensor, "M N"], positive: float, negative: float, *,
         saved = (overlaps == overlaps.amax(1, keepdim=True)).any(0)
         matches = torch.where(saved, nearest, matches)
     return matches
+
+
+def ignore_inside(
+    matches: Int[Tensor, "N"], anchors: Float[Tensor, "N 4"], regions: Float[Tensor, "M 4"], share: float = 0.5
+) -> Int[Tensor, "N"]:
+    """`matches` where background anchors of which at least `share` lies in one of the regions (xyxy pixels) are ignored instead.
+
+    For crowds and for objects that are not to be learned: what covers them is neither right nor wrong.
+    """
+    if regions.shape[0] == 0:
+        return matches
+    inside = crowd_iou(anchors, regions, torch.ones(len(regions), dtype=torch.bool, device=anchors.device)).amax(1) >= share
+    return matches.masked_fill(inside & (matches == NEGATIVE), IGNORED)
 
 
 def balanced_sample(matches: Int[Tensor, "N"], count: int, share: float) -> Picked:

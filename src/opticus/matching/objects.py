@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from opticus.structures import DataError, Instances, Target
@@ -35,4 +36,28 @@ def objects_of(targets: Sequence[Target | None], classes: int, ids: Sequence[str
         if target.crowd is not None:
             usable &= ~target.crowd.bool()
         found.append(Objects(target.boxes[usable], target.labels[usable]))
+    return found
+
+
+class Truth(NamedTuple):
+    """What one picture says: `boxes` (N,4) and `labels` (N,) of its objects, and `ignored` (M,4), where nothing is right or wrong."""
+
+    boxes: Tensor
+    labels: Tensor
+    ignored: Tensor
+
+
+def truth_of(targets: Sequence[Target | None], classes: int, ids: Sequence[str], like: Tensor) -> list[Truth]:
+    """The objects and crowd regions of every picture in `like`'s type; raises as `objects_of`."""
+    known = zip(objects_of(targets, classes, ids), ignored_of(targets), strict=True)
+    return [Truth(t.boxes.to(like), t.labels, ignored.to(like)) for t, ignored in known]
+
+
+def ignored_of(targets: Sequence[Target | None]) -> list[Tensor]:
+    """The crowd regions of every picture, (M, 4) xyxy: what lies in them is no background; pictures may have none."""
+    found: list[Tensor] = []
+    for target in targets:
+        boxes = target.boxes if isinstance(target, Instances) else torch.zeros(0, 4)
+        crowd = target.crowd if isinstance(target, Instances) and target.crowd is not None else boxes.new_zeros(len(boxes))
+        found.append(boxes[crowd.bool() & (boxes[:, 2:] > boxes[:, :2]).all(1)])
     return found

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, max_iou
+from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, ignore_inside, max_iou
 from opticus.matching.detections import best_of, cut, in_original, level_sizes, suppressed, windows
-from opticus.matching.objects import Objects
+from opticus.matching.objects import Truth
 from opticus.ops.boxes import decode_boxes
 from opticus.ops.iou import iou
 from opticus.ops.nms import nms_per_class
@@ -88,18 +88,21 @@ class Regions(NamedTuple):
     objects: Tensor
 
 
-def sampled(boxes: Tensor, pictures: Tensor, truth: Sequence[Objects], count: int, overlap: float = 0.5) -> Regions:
-    """At most `count` regions a picture, at most a quarter of them objects, drawn from proposals and the objects themselves."""
+def sampled(boxes: Tensor, pictures: Tensor, truth: Sequence[Truth], count: int, overlap: float = 0.5) -> Regions:
+    """At most `count` regions a picture, at most a quarter of them objects, drawn from proposals and the objects themselves.
+
+    Background inside crowds is not drawn.
+    """
     found: list[Regions] = []
     for i, t in enumerate(truth):
         among = torch.cat([boxes[pictures == i], t.boxes])
-        matches = max_iou(iou(t.boxes, among), overlap, overlap, rescue=False)
+        matches = ignore_inside(max_iou(iou(t.boxes, among), overlap, overlap, rescue=False), among, t.ignored)
         places = torch.cat(balanced_sample(matches, count, 0.25))
         found.append(labelled(among[places], matches[places], t, i))
     return Regions(*(torch.cat(parts) for parts in zip(*found)))
 
 
-def matched(boxes: Tensor, pictures: Tensor, truth: Sequence[Objects], overlap: float) -> Regions:
+def matched(boxes: Tensor, pictures: Tensor, truth: Sequence[Truth], overlap: float) -> Regions:
     """All of the given regions, each with the object that it overlaps by at least `overlap`; picture by picture."""
     found: list[Regions] = []
     for i, t in enumerate(truth):
@@ -108,7 +111,7 @@ def matched(boxes: Tensor, pictures: Tensor, truth: Sequence[Objects], overlap: 
     return Regions(*(torch.cat(parts) for parts in zip(*found)))
 
 
-def labelled(boxes: Tensor, matches: Tensor, truth: Objects, picture: int) -> Regions:
+def labelled(boxes: Tensor, matches: Tensor, truth: Truth, picture: int) -> Regions:
     """Regions of one picture with what they were matched to (`matching.anchors.max_iou`)."""
     hit = matches >= 0
     labels, objects = torch.zeros_like(matches), boxes.clone()

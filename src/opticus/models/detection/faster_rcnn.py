@@ -5,8 +5,9 @@ Reference: torchvision 0.28 (BSD-3-Clause), fasterrcnn_resnet50_fpn and its v2 w
 facebookresearch/detectron2 (Apache-2.0), faster_rcnn_R_50_FPN. What these implementations do differently is in `RULES`.
 
 *Differs*: RoIAlign (1703.06870) instead of RoI pooling and boxes per class, as in the published files; losses are divided by the
-sampled anchors and regions of all pictures; boxes wholly in the padding are left out; Detectron2's variants keep
-2,000 proposals in training, not 1,000, and none with a side under 1e-3 pixels; "tiny" is a small configuration for the demo data.
+sampled anchors and regions of all pictures, and background inside a crowd is not sampled; boxes wholly in the padding are left out;
+Detectron2's variants keep 2,000 proposals in training, not 1,000, and none with a side under 1e-3 pixels; "tiny" is a small
+configuration for the demo data.
 *Map*: section 3.1 -> `ProposalNetwork`, `matching.proposals.propose`, 3.1.1 "Anchors" -> `FasterRCNN.anchors`, 3.1.2 eq. 1 ->
 `Losses`, `losses.regions`; FPN eq. 1 -> `pooled`; Fast R-CNN (1504.08083) section 2 -> `BoxHead`, 2.3 -> `matching.proposals.sampled`.
 """
@@ -17,7 +18,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -254,10 +255,21 @@ OVERFIT = {"samples": 2, "lr": 2e-3}
 # --- objective ---------------------------------------------------------------------------------------------------------
 
 
+class TwoStage(Protocol):
+    """What the losses ask of a network: Faster R-CNN, or one that makes and looks at its regions in another way."""
+
+    config: Any
+    rules: Rules
+
+    def anchors(self, size: tuple[int, int], like: Tensor) -> list[Tensor]: ...
+
+    def regions(self, maps: Sequence[Tensor], boxes: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class Losses:
     """Eq. 1 twice: objectness and shifts of sampled anchors, then class and box of sampled regions; the four weigh the same."""
 
-    def __init__(self, network: FasterRCNN) -> None:
+    def __init__(self, network: TwoStage) -> None:
         self.network = network
 
     def __call__(self, out: Answers, batch: Batch) -> dict[str, Tensor]:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from opticus.losses.boxes import object_count
 from opticus.losses.regions import anchor_losses
 from opticus.losses.supervised import Supervised
-from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, max_iou
+from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, ignore_inside, max_iou
 from opticus.matching.detections import best_of, in_original, suppressed, windows
-from opticus.matching.objects import Objects, objects_of
+from opticus.matching.objects import Truth, truth_of
 from opticus.matching.proposals import propose
 from opticus.models.detection.faster_rcnn import CODER, ProposalNetwork
 from opticus.ops.boxes import decode_boxes, encode_boxes
@@ -183,12 +183,12 @@ class Losses:
         config = self.network.config
         size = (int(batch.images.pixels.shape[-2]), int(batch.images.pixels.shape[-1]))
         anchors = self.network.anchors(size, out.shifts)
-        truth = [Objects(t.boxes.to(anchors), t.labels) for t in objects_of(batch.targets, config.classes, batch.ids)]
+        truth = truth_of(batch.targets, config.classes, batch.ids, anchors)
         weights = out.shifts.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.shifts)
         terms = anchor_losses(out.objectness, out.shifts, [anchors], truth, weights, config.samples[0], 1 / 9)
         return terms | self.regions(out, truth, weights)
 
-    def regions(self, out: Answers, truth: Sequence[Objects], weights: Tensor) -> dict[str, Tensor]:
+    def regions(self, out: Answers, truth: Sequence[Truth], weights: Tensor) -> dict[str, Tensor]:
         """Both terms divided by the regions learned from; a region stands for the object that it overlaps most, by half or more."""
         count = self.network.config.samples[1]
         boxes: list[Tensor] = []
@@ -196,7 +196,7 @@ class Losses:
         goals: list[Tensor] = []
         for i, t in enumerate(truth):
             among = torch.cat([out.proposals[out.pictures == i], t.boxes])
-            matches = max_iou(iou(t.boxes, among), 0.5, 0.5, rescue=False)
+            matches = ignore_inside(max_iou(iou(t.boxes, among), 0.5, 0.5, rescue=False), among, t.ignored)
             picked = balanced_sample(matches, len(matches) if self.hard else count, 1.0 if self.hard else 0.25)
             positives, negatives = picked
             boxes.append(among[torch.cat(picked)])
