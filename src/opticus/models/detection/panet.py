@@ -170,7 +170,7 @@ def _prepare(side: int) -> Prepare:
 
 
 NETWORK = PANet
-OVERFIT = {"samples": 1, "lr": 2e-3}
+OVERFIT = {"samples": 1, "lr": 1e-3, "changes": {"hidden": 256}}
 
 
 # --- objective ---------------------------------------------------------------------------------------------------------
