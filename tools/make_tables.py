@@ -78,6 +78,8 @@ ROWS = (
     Row("detr/tiny", "scenes"),
     Row("retinanet/tiny", "scenes"),
     Row("fcos/tiny", "scenes"),
+    Row("rcnn/tiny", "scenes"),
+    Row("sppnet/tiny", "scenes"),
     Row("fast_rcnn/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
 )
