@@ -80,6 +80,7 @@ ROWS = (
     Row("fcos/tiny", "scenes"),
     Row("faster_rcnn/tiny", "scenes"),
     Row("cascade_rcnn/tiny", "scenes"),
+    Row("faster_rcnn_c4/tiny", "scenes"),
 )
 
 
