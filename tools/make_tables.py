@@ -94,6 +94,7 @@ ROWS = (
     Row("rfcn/tiny", "scenes"),
     Row("cascade_rcnn/tiny", "scenes"),
     Row("panet/tiny", "scenes"),
+    Row("faster_rcnn_c4/tiny", "scenes"),
 )
 
 

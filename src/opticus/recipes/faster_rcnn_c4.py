@@ -1,0 +1,62 @@
+"""Recipes for Faster R-CNN on one map of a residual network."""
+
+from __future__ import annotations
+
+from opticus.structures import Dataset
+from opticus.training.recipe import Group, Optim, Recipe, Schedule
+from opticus.transforms.colour import ColourJitter
+from opticus.transforms.geometry import Flip, RandomResizedCrop, Resize
+
+PUBLISHED = {"faster_rcnn_c4/r50": 38.4, "faster_rcnn_c4/r101": 41.1}  # COCO val2017 box AP, Detectron2's MODEL_ZOO.md, 3x schedule
+
+
+def default(model: str, data: Dataset) -> Recipe:
+    """Embedded scenes for "tiny", COCO for the others."""
+    return tiny(model) if model == "faster_rcnn_c4/tiny" else coco(model)
+
+
+def tiny(model: str) -> Recipe:
+    """1,000 steps of batch 16 on 128x128 pictures, as of Faster R-CNN over a pyramid.
+
+    Digits have a handedness, so nothing is flipped. Scenes hold few photographs, so any hue may turn into any other; crops are mild
+    because small digits are the hard ones.
+    """
+    return Recipe(
+        model,
+        "scenes",
+        transforms=(
+            Resize((128, 128), "letterbox", fill=114),  # as the network's own `prepare` frames pictures that are not square
+            RandomResizedCrop((128, 128), scale=(0.7, 1.0), ratio=(0.85, 1.18), keep=0.5),
+            ColourJitter(0.4, 0.4, 0.4, 0.5),
+        ),
+        batch=16,
+        steps=1000,
+        optim={"all": Optim("adamw", lr=2e-3, weight_decay=0.02, clip=10.0)},
+        schedules=(Schedule("cosine", warmup=0.05, end=0.002),),
+        average=0.995,
+        evaluate_every=500,
+        save_every=500,
+        workers=1,
+        note="minutes on two cores",
+    )
+
+
+def coco(model: str) -> Recipe:
+    """Detectron2's 3x schedule: 270,000 batches of 16, the shorter side drawn; stem and first stage of the backbone stay."""
+    return Recipe(
+        model,
+        "",
+        transforms=(Flip(), Resize((800, 1333), "shortest", shorts=(640, 672, 704, 736, 768, 800))),
+        batch=16,
+        steps=270_000,
+        optim={
+            "all": Optim(
+                "sgd", lr=0.02, momentum=0.9, weight_decay=1e-4, groups=(Group(r"backbone\.(conv1|bn1|layer1)\.", frozen=True),)
+            )
+        },
+        schedules=(Schedule("step", milestones=(210 / 270, 250 / 270), warmup=1000 / 270_000),),
+        workers=8,
+        note="facebookresearch/detectron2's configs/COCO-Detection/faster_rcnn_R_50_C4_3x.yaml: 270,000 batches of 16 of COCO, "
+        "learning rate 0.02, divided by 10 after 210,000 and 250,000, from an ImageNet backbone; published AP "
+        f"{PUBLISHED[model]:.1f}; not run here",
+    )
