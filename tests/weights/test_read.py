@@ -214,10 +214,10 @@ def test_whole_models_programmes_and_foreign_files_are_refused(tmp_path: Path) -
     assert fake.__module__.startswith("ultralytics")
     with zipfile.ZipFile(tmp_path / "yolo.pt", "w") as archive:
         archive.writestr("yolo/data.pkl", yolo)
-    refused("yolo.pt", None, r"pickled classes of AGPL-3\.0 code \(ultralytics\.nn\.tasks\.DetectionModel")
+    refused("yolo.pt", None, r"pickled classes of AGPL-3\.0 code of ultralytics \(ultralytics\.nn\.tasks\.DetectionModel\)")
     with zipfile.ZipFile(tmp_path / "yolov5.pt", "w") as archive:
         archive.writestr("yolo/data.pkl", yolo.replace(b"ultralytics.nn.tasks\n", b"models.yolo\n"))
-    refused("yolov5.pt", None, r"pickled classes of AGPL-3\.0 code \(models\.yolo\.DetectionModel")
+    refused("yolov5.pt", None, r"pickled classes of AGPL-3\.0 code of ultralytics/yolov5 .*\(models\.yolo\.DetectionModel\)")
     refused("object.pkl", pickle.dumps({"w": Path("x")}), "a plain pickle that holds more than arrays .it refers to pathlib")
     refused("page.pth", b"<!DOCTYPE html><html>not found</html>", "a web page")
     refused("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer")

@@ -28,7 +28,11 @@ ITEMSIZE = {
     **dict.fromkeys(("I64", "U64", "F64"), 8),
 }
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save wrote before torch 1.6
-_YOLOV5 = ("models.yolo.", "models.common.", "models.experimental.")  # the modules of ultralytics/yolov5 and /yolov3
+_YOLOV5 = "AGPL-3.0 code of ultralytics/yolov5 or of a relative that uses its module names (YOLOv7: GPL-3.0)"
+_COPYLEFT = {
+    "ultralytics.": "AGPL-3.0 code of ultralytics",
+    **dict.fromkeys(("models.yolo.", "models.common.", "models.experimental."), _YOLOV5),
+}
 _NOT_WEIGHTS = {
     b"\x89HDF": "an HDF5 file (Keras); only .pth, safetensors and npz are read",
     b"\x1f\x8b": "a gzip archive; unpack it first",
@@ -252,11 +256,13 @@ def read_pickle(path: Path, file: IO[bytes], arrays: Literal["shapes", "values"]
 
 def _header_of_pickle(path: Path, kind: str, found: tuple[Any, tuple[str, ...]]) -> Header:
     value, names = found
-    if foreign := [name for name in names if name.split(".")[0] == "ultralytics" or name.startswith(_YOLOV5)]:
-        raise WeightsError(
-            f"{path}: holds pickled classes of AGPL-3.0 code ({foreign[0]}, by ultralytics), not a state dict; such a file runs that "
-            "code when it is opened, so it is not read, and nothing in it was executed"
-        )
+    for name in names:
+        code = next((what for prefix, what in _COPYLEFT.items() if name.startswith(prefix)), None)
+        if code is not None:
+            raise WeightsError(
+                f"{path}: holds pickled classes of {code} ({name}), not a state dict; such a file runs that code when it is opened, "
+                "so it is not read, and nothing in it was executed"
+            )
     if isinstance(value, Held):
         value = {"tensor": value}
     if not isinstance(value, dict):
