@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.colour import ColourJitter
 from opticus.transforms.geometry import Affine, Flip, RandomResizedCrop, Resize
 
 
+class Run(NamedTuple):
+    """A published training: epochs, batch, learning rate, the epochs after which it is divided by 10, and what came out."""
+
+    epochs: int
+    batch: int
+    lr: float
+    drops: tuple[int, ...]
+    ap: float = 0.0
+
+
+# experiments/ctdet_coco_*.sh and readme/MODEL_ZOO.md of the authors' repository
+PUBLISHED = {
+    "hourglass": Run(50, 24, 2.5e-4, (40,), 40.3),  # from ExtremeNet's weights
+    "dla34": Run(230, 128, 5e-4, (180, 210), 37.4),
+    "resdcn101": Run(140, 96, 3.75e-4, (90, 120), 34.6),
+    "resdcn18": Run(140, 114, 5e-4, (90, 120), 28.1),
+}
+
+
 def default(model: str, data: Dataset) -> Recipe:
-    """The demo's recipe for small pictures; the paper's for the ResNet variants."""
+    """The demo's recipe for small pictures; the authors' for the others."""
     if model == "centernet/tiny":
         return tiny(model)
+    run = PUBLISHED.get(model.partition("/")[2])
+    published = f"; its model zoo publishes AP {run.ap:.1f} on COCO val2017 without mirroring" if run else ""
+    run = run or Run(140, 32, 1.25e-4, (90, 120))
     return Recipe(
         model,
         "",
@@ -21,11 +45,12 @@ def default(model: str, data: Dataset) -> Recipe:
             Resize((512, 512), "letterbox", fill=0),
             ColourJitter(0.4, 0.4, 0.4),
         ),
-        batch=32,
-        epochs=140,
-        optim={"all": Optim("adam", lr=1.25e-4, weight_decay=0.0)},
-        schedules=(Schedule("step", milestones=(90 / 140, 120 / 140)),),
-        note="Objects as Points, section 5: 140 epochs, learning rate 1.25e-4 (batch 32), divided by 10 at 90 and 120; not run here",
+        batch=run.batch,
+        epochs=run.epochs,
+        optim={"all": Optim("adam", lr=run.lr, weight_decay=0.0)},
+        schedules=(Schedule("step", milestones=tuple(epoch / run.epochs for epoch in run.drops)),),
+        note=f"the authors' repository: {run.epochs} epochs, learning rate {run.lr:g} (batch {run.batch}), divided by 10 after "
+        f"{' and '.join(str(epoch) for epoch in run.drops)}{published}; not run here",
     )
 
 
