@@ -220,7 +220,10 @@ def yolov3(rounds: int) -> Iterator[Row]:
 
     cfg = Path(os.environ.get("OPTICUS_REFERENCES", ""), "darknet", "cfg", "yolov3.cfg")
     if importlib.util.find_spec("pytorchyolo") is None or not cfg.is_file():
-        print("  YOLOv3: left out, it needs the package pytorchyolo and OPTICUS_REFERENCES=<a folder with a clone of pjreddie/darknet>", file=sys.stderr)
+        print(
+            "  YOLOv3: left out, it needs the package pytorchyolo and OPTICUS_REFERENCES=<a folder with a clone of pjreddie/darknet>",
+            file=sys.stderr,
+        )
         return
     allow_torchvision()
     for name in ("imgaug", "imgaug.augmenters", "imgaug.augmentables", "imgaug.augmentables.bbs"):
@@ -240,9 +243,7 @@ def yolov3(rounds: int) -> Iterator[Row]:
         pixels = torch.rand(batch, 3, 416, 416, generator=generator)
         images = images_of(pixels)
         with torch.inference_mode():
-            same(
-                "YOLOv3", [mine(pixels).objects.sigmoid().sort().values], [peer(pixels)[..., 4].sort().values]
-            )  # rows lie otherwise
+            same("YOLOv3", [mine(pixels).objects.sigmoid().sort().values], [peer(pixels)[..., 4].sort().values])
             found = medians({"peer": partial(peer, pixels), "ours": partial(mine, pixels)}, rounds if batch == 1 else SMALL_ROUNDS)
             yield row(f"YOLOv3, batch {batch}, 416x416", found["ours"], found["peer"], "pytorchyolo")
             if batch == 1:

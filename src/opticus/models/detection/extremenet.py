@@ -149,11 +149,12 @@ class ExtremeNet(nn.Module):
     def _points(self, out: Extremes, near: Tensor | None) -> list[Points]:
         """The best points of each kind, strengthened along their edge: rows for top and bottom, columns for left and right."""
         found: list[Points] = []
+        maps = out[:9]
         for n in range(4):
-            heat = out[n].detach().sigmoid()
+            heat = maps[n].detach().sigmoid()
             heat = heat + self.config.edge * aggregated(heat, -1 if n % 2 == 0 else -2)
             best = peaks(heat if near is None else heat * near, self.config.points)
-            offsets = values_at(out[5 + n].detach(), best.y * heat.shape[-1] + best.x)
+            offsets = values_at(maps[5 + n].detach(), best.y * heat.shape[-1] + best.x)
             places = torch.stack([best.x, best.y], -1)
             found.append(Points(places, places + offsets, best.labels, best.scores.clamp(max=1)))
         return found
@@ -289,7 +290,7 @@ def criterion(network: ExtremeNet, *, offset_weight: float = 1.0) -> Callable[[E
         truths = [place(points[:, n], radii, planes, len(batch) * classes, size) for n in range(5)]
         objects = object_count(len(image), like)
         rows: list[Tensor] = []
-        for stack in (*(widened(stack) for stack in out.earlier or ()), out):
+        for stack in (*(widened(stack)[:9] for stack in out.earlier or ()), out[:9]):
             heat, offset = like.new_zeros(()), like.new_zeros(())
             for n, truth in enumerate(truths):
                 wanted, (x, y) = truth.heat.to(stack[n]).view_as(stack[n]), truth.cells.unbind(1)
