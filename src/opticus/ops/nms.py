@@ -279,7 +279,7 @@ def _settle(strikes: NDArray[np.bool_]) -> list[int]:
 
 def _corners(boxes: NDArray[Any]) -> NDArray[Any]:
     """(N, 4) -> (4, N) contiguous, reversed boxes shrunk to nothing, scaled by a power of two as in `opticus.ops.iou`."""
-    corners = np.ascontiguousarray(boxes.T)
+    corners = boxes.T.copy(order="C")  # a copy always: of one box the transposed view is contiguous already
     if corners.size:
         exponent = np.frexp(max(float(np.abs(corners).max()), 1e-30))[1] - 1
         corners *= corners.dtype.type(2.0 ** -min(int(exponent), 126))
