@@ -98,6 +98,7 @@ ROWS = (
     Row("rfcn/tiny", "scenes"),
     Row("cascade_rcnn/tiny", "scenes"),
     Row("panet/tiny", "scenes"),
+    Row("tridentnet/tiny", "scenes"),
     Row("faster_rcnn_c4/tiny", "scenes"),
 )
 
