@@ -77,7 +77,6 @@ ROWS = (
     Row("hourglass/tiny", "crops"),
     Row("dla/tiny", "crops"),
     Row("centernet/tiny", "scenes"),
-    Row("cornernet/tiny", "scenes"),
     Row("extremenet/tiny", "scenes"),
     Row("detr/tiny", "scenes"),
     Row("retinanet/tiny", "scenes"),

@@ -91,10 +91,9 @@ def run(model, pictures, dilations, ranges, dtype=torch.float64):
     hidden = body.layer4(roi_align(rows, proposals, 14, 1 / 16, 2, True)).mean((2, 3))
     logits, deltas = model.cls_score(hidden), model.bbox_pred(hidden).unflatten(1, (-1, 4))
     owner = torch.cat([torch.full((len(own),), i) for i, own in enumerate(proposals)])
-    found |= {
-        "out.proposals": torch.cat(proposals), "out.logits": logits, "out.deltas": deltas,
-        "out.pictures": owner // len(dilations), "out.branches": owner % len(dilations),
-    }  # fmt: skip
+    found |= {"out.proposals": torch.cat(proposals), "out.logits": logits, "out.deltas": deltas}
+    if len(pictures) > 1 and len(dilations) > 1:  # otherwise all are 0
+        found |= {"out.pictures": owner // len(dilations), "out.branches": owner % len(dilations)}
     boxes = BoxCoder((10.0, 10.0, 5.0, 5.0)).decode(deltas.flatten(1), proposals)[:, 1:]
     probs = logits.softmax(1)[:, 1:].clone()
     if ranges:

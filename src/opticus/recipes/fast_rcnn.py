@@ -15,7 +15,7 @@ def default(model: str, data: Dataset) -> Recipe:
 
 
 def tiny(model: str) -> Recipe:
-    """1,000 steps of batch 16 on 128x128 pictures, from a backbone that knows digits; proposals are searched for once a picture."""
+    """1,500 steps of batch 8 on 128x128 pictures, from a backbone that knows digits; proposals are searched for once a picture."""
     return Recipe(
         model,
         "scenes",
@@ -26,9 +26,9 @@ def tiny(model: str) -> Recipe:
             RandomResizedCrop((128, 128), scale=(0.7, 1.0), ratio=(0.85, 1.18), keep=0.5),
             ColourJitter(0.4, 0.4, 0.4, 0.5),
         ),
-        batch=16,
-        steps=1000,
-        optim={"all": Optim("adamw", lr=2e-3, weight_decay=0.02, clip=10.0)},
+        batch=8,
+        steps=1500,
+        optim={"all": Optim("adamw", lr=1e-3, weight_decay=0.05, clip=10.0, groups=(Group(r"backbone\.", factor=0.5),))},
         schedules=(Schedule("cosine", warmup=0.05, end=0.005),),
         average=0.995,
         evaluate_every=500,
@@ -41,7 +41,7 @@ def tiny(model: str) -> Recipe:
 def backbone() -> Recipe:
     """Digits of every size that scenes show them in, in 48x48 pictures."""
     return Recipe(
-        "resnet/18",
+        "vgg/tiny",
         "crops",
         transforms=(
             Resize((48, 48)),
@@ -49,7 +49,7 @@ def backbone() -> Recipe:
             ColourJitter(0.4, 0.4, 0.4, 0.5),
         ),
         batch=64,
-        steps=1000,
+        steps=600,
         optim={"all": Optim("adamw", lr=3e-3, weight_decay=0.05, clip=5.0)},
         schedules=(Schedule("cosine", warmup=0.1, end=0.005),),
         average=0.98,

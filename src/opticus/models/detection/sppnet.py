@@ -150,7 +150,7 @@ def objective(network: SPPNet) -> Supervised:
 VARIANTS: dict[str, Config] = {
     "tiny": Config(
         classes=10,
-        backbone=Part("resnet/18", classes=0, layers=(2,), width=48),
+        backbone=Part("vgg/tiny", classes=0, hidden=0, layers=(1, 1, 3), width=20, grid=4),
         stride=4,
         hidden=256,
         dropout=0.1,
