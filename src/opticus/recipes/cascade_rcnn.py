@@ -16,7 +16,7 @@ def default(model: str, data: Dataset) -> Recipe:
 
 
 def tiny(model: str) -> Recipe:
-    """1,000 steps of batch 16 on 128x128 pictures, as of Faster R-CNN.
+    """1,000 steps of batch 8 on 128x128 pictures, as of Faster R-CNN.
 
     Digits have a handedness, so nothing is flipped. Scenes hold few photographs, so any hue may turn into any other; crops are mild
     because small digits are the hard ones.
@@ -29,7 +29,7 @@ def tiny(model: str) -> Recipe:
             RandomResizedCrop((128, 128), scale=(0.7, 1.0), ratio=(0.85, 1.18), keep=0.5),
             ColourJitter(0.4, 0.4, 0.4, 0.5),
         ),
-        batch=16,
+        batch=8,
         steps=1000,
         optim={"all": Optim("adamw", lr=2e-3, weight_decay=0.02, clip=10.0)},
         schedules=(Schedule("cosine", warmup=0.05, end=0.002),),
