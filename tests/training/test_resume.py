@@ -96,6 +96,8 @@ def test_resume_refuses_other_conditions(tmp_path: Path) -> None:
             opticus.train(resume=out)
     finally:
         torch.set_num_threads(threads)
+    with pytest.raises(TrainError, match="sampling=None, this process has sampling=balanced"):
+        opticus.train("lenet/5", "digits", out=out, resume=True, **(options | {"steps": 3}), sampling="balanced")
     (out / "state" / FILE).write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
     with pytest.raises(TrainError, match="not a readable training state"):
         opticus.train(resume=out)

@@ -189,7 +189,8 @@ class Job:
         """What decides which samples a step sees and how: a resumed run with any of it changed would be another run."""
         names = ("seed", "batch", "accumulate", "precision")
         data = self.meta.get("provenance", {}).get("trained_on")
-        return {"data": data, **{name: getattr(self.recipe, name) for name in names}}
+        drawn = {} if self.recipe.sampling == "uniform" else {name: getattr(self.recipe, name) for name in ("sampling", "rare")}
+        return {"data": data, **{name: getattr(self.recipe, name) for name in names}, **drawn}
 
 
 @dataclass

@@ -125,10 +125,10 @@ def environment(world: int, device: str) -> dict[str, Any]:
 
 def check_environment(saved: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
     """Raise TrainError naming the first condition under which the run cannot be continued bit by bit."""
-    for key, value in saved.items():
-        if now.get(key) != value:
+    for key in [*saved, *(key for key in now if key not in saved)]:
+        if now.get(key) != saved.get(key):
             raise TrainError(
-                f"{run}: was trained with {key}={value}, this process has {key}={now.get(key)}; resume needs them equal"
+                f"{run}: was trained with {key}={saved.get(key)}, this process has {key}={now.get(key)}; resume needs them equal"
             )
 
 
