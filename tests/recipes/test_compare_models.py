@@ -95,14 +95,23 @@ def digits_in_yolo_layout(folder: Path) -> Path:
 
 def test_detectors_are_compared_with_pictures(tmp_path: Path) -> None:
     out, data = tmp_path / "det", digits_in_yolo_layout(tmp_path / "data")
-    words = ["compare-models", "task=detect", f"data={data}", "models=fcos/tiny,ssd/tiny", "slow=ssd/tiny", "slow_seconds=100", "steps=1",
+    words = ["compare-models", "task=detect", f"data={data}", "models=fcos/tiny,yolov8/tiny", "slow=yolov8/tiny", "slow_seconds=100", "steps=1",
              "baselines=false", f"out={out}", "quiet=true"]  # fmt: skip
     assert main(words) == 0
     found = json.loads((out / "comparison.json").read_text())
-    assert {row["system"] for row in found["rows"]} == {"fcos/tiny", "ssd/tiny"} and found["protocol"]["seconds of ssd/tiny"] == 100
+    assert {row["system"] for row in found["rows"]} == {"fcos/tiny", "yolov8/tiny"} and found["protocol"][
+        "seconds of yolov8/tiny"
+    ] == 100
     assert {"AP", "AP50"} <= set(found["rows"][0]["values"]) and all(row["latency"] > 0 for row in found["rows"])
     assert (out / "gallery.png").stat().st_size > 10_000 and "data:image/png;base64," in (out / "comparison.html").read_text()
     with pytest.raises(UsageError, match="is data for detect, not for 'classify'"):
         compare_models.compare_models(str(data), ["fcos/tiny"], out, task="classify")
     with pytest.raises(UnknownNameError, match="slow system"):
         compare_models.compare_models(str(data), ["fcos/tiny"], out, slow=["detr/tiny"])
+
+
+def test_a_clock_that_ends_before_the_first_step_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = digits_in_yolo_layout(tmp_path / "data")
+    with pytest.raises(UsageError, match=r"nothing to compare: seconds=0\.5 ended before any of ssd/tiny began"):
+        compare_models.compare_models(str(data), ["ssd/tiny"], tmp_path / "c", seconds=0.5, baselines=False, quiet=True)
+    assert "ssd/tiny: left out" in capsys.readouterr().err

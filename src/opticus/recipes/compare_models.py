@@ -121,7 +121,8 @@ def compare_models(
 
     Without `models` every paper of the data's task that has a small variant. Those of `slow`, such as "detr/tiny", get `slow_seconds`.
     `task`, where it is given, must be the data's. A finished run is not repeated, an interrupted one is resumed; one that the clock
-    stopped is scored as it is and marked. Writes comparison.json and comparison.html, of detectors also gallery.png, into `out`.
+    stopped is scored as it is and marked, or left out if it had not begun. Writes comparison.json and comparison.html, of detectors
+    also gallery.png, into `out`.
     Raises UnknownNameError for a model that does not exist, DataError for data without a test split, UsageError for bad settings.
     """
     for name, value in (("seconds", seconds), ("slow_seconds", slow_seconds)):
@@ -149,7 +150,10 @@ def compare_models(
         clock = slow_seconds if name in known else seconds
         recipe = dataclasses.replace(default(name, learned), seed=seed, model=name, data=data)
         recipe = recipe if steps is None else dataclasses.replace(recipe, steps=steps)
-        rows.append(_row(name, data, learned, held, folder / name.replace("/", "-"), recipe, clock, quiet))
+        row = _row(name, data, learned, held, folder / name.replace("/", "-"), recipe, clock, quiet)
+        rows += [] if row is None else [row]
+    if not rows:
+        raise UsageError(f"nothing to compare: seconds={seconds:g} ended before any of {', '.join(names)} began to learn")
     for name, make in BASELINES[task].items() if baselines else ():
         rows.append(_baseline(name, make, learned, held, folder / "baselines" / slug(name), quiet))
     figure = FIGURE[task]
@@ -197,8 +201,10 @@ def slug(name: str) -> str:
     return name.replace(" + ", "-").replace(" ", "-").lower()
 
 
-def _row(name: str, data: str, learned: Source, held: Source, folder: Path, recipe: Recipe, seconds: float, quiet: bool) -> Row:
-    """Train what is missing, then look at what is there."""
+def _row(
+    name: str, data: str, learned: Source, held: Source, folder: Path, recipe: Recipe, seconds: float, quiet: bool
+) -> Row | None:
+    """Train what is missing, then look at what is there; None if the clock stopped while a part of it was trained first."""
     if (folder / "args.json").is_file() and _unlike(folder, recipe, learned):
         raise UsageError(f"{folder}: holds a run of another recipe or of other data; choose another out= or remove it")
     planned = recipe.steps if recipe.steps is not None else round((recipe.epochs or 0) * max(len(learned) // recipe.batch, 1))
@@ -207,6 +213,9 @@ def _row(name: str, data: str, learned: Source, held: Source, folder: Path, reci
         if not quiet:
             print(f"{name}: {'from the start' if done == 0 else f'from step {done}'}, of {planned}", file=sys.stderr)  # noqa: T201 - progress
         run_until(time.monotonic() + max(seconds - spent, 1.0), name, data, folder, recipe, held, quiet=quiet)
+    if steps_of(folder) is None and not fresh(folder):
+        print(f"{name}: left out, {seconds:g} seconds ended while a part of it was trained first", file=sys.stderr)  # noqa: T201 - says why
+        return None
     model, facts = load(folder, quiet=True), info(load(folder, quiet=True))
     passport = Passport.read(folder)
     low, high = interval(folder, FIGURE[learned.task])

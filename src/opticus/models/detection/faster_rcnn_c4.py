@@ -163,7 +163,7 @@ class FasterRCNNC4(nn.Module):
 
 
 NETWORK = FasterRCNNC4
-OVERFIT = {"samples": 2, "lr": 2e-3}
+OVERFIT = {"samples": 1, "lr": 1e-3, "changes": {"inner": 64, "blocks": 2}}
 
 
 # --- objective ---------------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ VARIANTS: dict[str, Config] = {
         inner=48,
         blocks=1,
         norm="batch",
-        lengths=(16.0, 28.0, 44.0),
+        lengths=(16.0, 23.0, 33.0, 48.0),
         ratios=(1.0, 1.6, 2.2),
         side=128,
         candidates=(400, 400),
