@@ -74,8 +74,9 @@ def test_bad_templates_and_settings_are_refused():
         opticus.match(flat, cat)
     with pytest.raises(UsageError, match=r"451x300 pixels\) is too large for the picture \(60x40\)"):
         opticus.match(cat, crop(cat, (0, 0, 60, 40)), scales=(0.5, 2.0))
-    with pytest.raises(UsageError, match="step above 1"):
-        opticus.match(cat, cat, step=1.0)
+    for bad in ({"step": 1.0}, {"scales": (1.0, float("inf"))}, {"threshold": float("nan")}):
+        with pytest.raises(UsageError, match=r"step of at least 1\.01"):
+            opticus.match(cat, cat, **bad)
     with pytest.raises(DataError, match="leaves the picture"):
         crop(cat, (0, 0, 452, 10))
 

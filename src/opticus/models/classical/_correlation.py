@@ -47,9 +47,9 @@ def search(
     ones the template. Places that overlap a better one by an IoU above
     `overlap` are left out. UsageError for settings that cannot work, a flat template, or one that fits at no size.
     """
-    if not (0 < scales[0] <= scales[1] and step > 1 and -1 <= threshold <= 1 and limit >= 1):
+    if not (0 < scales[0] <= scales[1] < np.inf and 1.01 <= step < np.inf and -1 <= threshold <= 1 and limit >= 1):
         raise UsageError(
-            "match: expected 0 < smallest <= largest scale, step above 1, threshold in [-1, 1] and limit of at least 1, "
+            "match: expected 0 < smallest <= largest scale, step of at least 1.01, threshold in [-1, 1] and limit of at least 1, "
             f"found {scales[0]}, {scales[1]}, {step}, {threshold} and {limit}"
         )
     gray, patch = luminance(picture), luminance(template)

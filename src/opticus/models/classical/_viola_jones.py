@@ -32,7 +32,7 @@ class ViolaJones:
     """A cascade read from `file` (OpenCV's XML; None: scikit-image's for frontal faces), and how its window moves.
 
     The window grows by `scale` from `smallest` to `largest` pixels (0: the cascade's own size, the whole picture) and moves by `stride`
-    pixels of the cascade's own frame. `support` windows must agree on an object.
+    pixels of the cascade's own frame (at least 1: every place). `support` windows must agree on an object.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class ViolaJones:
         largest: int = 0,
         support: int = 3,
     ) -> None:
-        if not (scale > 1 and stride > 0 and smallest >= 0 and largest >= 0 and support >= 1):
+        if not (1.01 <= scale < np.inf and 1 <= stride < np.inf and smallest >= 0 and largest >= 0 and support >= 1):
             raise UsageError(
-                "cascade: expected scale above 1, stride above 0, sizes of at least 0 and support of at least 1, "
+                "cascade: expected scale of at least 1.01, stride of at least 1, sizes of at least 0 and support of at least 1, "
                 f"found {scale}, {stride}, {smallest}, {largest} and {support}"
             )
         self.file = _shipped() if file is None else Path(file).expanduser()
