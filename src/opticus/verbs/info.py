@@ -100,14 +100,33 @@ def _input_size(prepare: Prepare, size: int | None) -> tuple[int, int]:
 
 
 def operations(name: str, network: nn.Module, size: tuple[int, int]) -> int:
-    """Floating-point operations of one forward pass at batch 1, counted on the meta device (torch's counter)."""
+    """Floating-point operations of one forward pass at batch 1, counted on the meta device (torch's counter).
+
+    A network that chooses regions by their values is run on noise instead; one that is given its regions gets as many as it asks for.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     config, channels = cast(Any, network).config, cast(Any, network).prepare.channels
-    shadow = zoo.meta(name, config).eval()
-    counter = FlopCounterMode(display=False)
-    with counter:
-        shadow(torch.empty(1, channels, *size, device="meta"))
+    given = "regions" in getattr(network, "inputs", ())
+    if not given:
+        counter = FlopCounterMode(display=False)
+        try:
+            with counter:
+                zoo.meta(name, config).eval()(torch.empty(1, channels, *size, device="meta"))
+            return counter.get_total_flops()
+        except RuntimeError:  # there are no data on the meta device
+            pass
+    parameter, draw = next(network.parameters()), torch.Generator().manual_seed(0)
+    corners = torch.rand(int(getattr(config, "proposals", 1)) if given else 1, 2, 2, generator=draw).sort(1).values
+    boxes = (corners * torch.tensor([size[1], size[0]])).flatten(1).to(parameter)
+    pixels = torch.rand(1, channels, *size, generator=draw).to(parameter)
+    counter, mode = FlopCounterMode(display=False), network.training
+    network.eval()
+    try:
+        with counter, torch.no_grad():
+            network(pixels, regions=(boxes,)) if given else network(pixels)
+    finally:
+        network.train(mode)
     return counter.get_total_flops()
 
 
