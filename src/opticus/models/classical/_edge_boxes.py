@@ -6,6 +6,7 @@ A classical system, not a paper of the zoo: OpenCV's contrib modules hold it, an
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def edge_boxes(picture: Picture, *, limit: int = 2000, seed: int = 0, file: str 
 
 def _contrib() -> Any:
     try:
-        import cv2
+        cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
         raise UsageError(
             "edge-boxes needs OpenCV's contrib modules (opencv-contrib-python-headless), which are not installed"

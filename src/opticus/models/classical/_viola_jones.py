@@ -11,6 +11,7 @@ windows support it.
 
 from __future__ import annotations
 
+import importlib
 import xml.etree.ElementTree as tree
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -138,7 +139,7 @@ def _haar(file: Path, kind: str) -> Any:
     """OpenCV's classifier for cascades that scikit-image does not run."""
     needed = f"{file}: a cascade of {kind} features needs OpenCV's CascadeClassifier (opencv-python-headless 4)"
     try:
-        import cv2
+        cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
         raise UsageError(f"{needed}, which is not installed") from error
     maker = getattr(cv2, "CascadeClassifier", None)
