@@ -30,7 +30,7 @@ def test_relative_positions_are_the_offsets_of_section_3_2() -> None:
     """B is taken from a (2M - 1) x (2M - 1) table by the offset of the query from the key."""
     window = 3
     attn = WindowAttention(8, 2, window)
-    table = attn.relative_position_bias_table
+    table = torch.nn.init.normal_(attn.relative_position_bias_table)  # the network initialises it, the part alone does not
     bias = attn.bias().reshape(2, window, window, window, window)
     for y in range(window):
         for x in range(window):
