@@ -11,7 +11,8 @@ from papers import batch_for, new
 import opticus
 from opticus import zoo
 from opticus.matching import regions
-from opticus.matching.objects import Objects
+from opticus.matching.objects import Truth
+from opticus.matching.proposals import sampled
 from opticus.models.detection.fast_rcnn import FastRCNN
 from opticus.ops.boxes import map_boxes
 from opticus.ops.iou import iou
@@ -56,19 +57,23 @@ def test_a_picture_without_regions_has_no_results(tiny: FastRCNN) -> None:
 
 def test_sampling_obeys_section_2_3() -> None:
     """At most a quarter are objects (IoU >= 0.5); the background overlaps an object by `low` to 0.5; the objects are among them."""
-    truth = Objects(torch.tensor([[20.0, 20, 60, 80]]), torch.tensor([3]))
+    truth = Truth(torch.tensor([[20.0, 20, 60, 80]]), torch.tensor([3]), torch.zeros(0, 4))
     spots = torch.rand(400, 2) * 100
     every = torch.cat([spots, spots + 10 + torch.rand(400, 2) * 60], 1)
-    boxes, kinds, goals = regions.learned(every, truth, 16, 0.1)
+    none = torch.zeros(len(every), dtype=torch.int64)
+    boxes, _, kinds, goals = sampled(every, none, [truth], 16, low=0.1)
     overlap = iou(truth.boxes, boxes)[0]
     assert len(boxes) == 16 and 0 < int((kinds > 0).sum()) <= 4
     assert (overlap[kinds == 4] >= 0.5).all() and set(kinds.tolist()) == {0, 4}
     assert ((overlap[kinds == 0] >= 0.1) & (overlap[kinds == 0] < 0.5)).all()
     assert (goals[kinds > 0] == truth.boxes).all() and torch.equal(goals[kinds == 0], boxes[kinds == 0])
-    alone = regions.learned(torch.zeros(0, 4), truth, 16, 0.1)
-    assert torch.equal(alone.boxes, truth.boxes) and torch.equal(alone.goals, truth.boxes)
-    nothing = regions.learned(every, Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), 16, 0.1)
-    assert len(nothing.boxes) == 16 and nothing.kinds.sum() == 0
+    alone = sampled(every[:0], none[:0], [truth], 16, low=0.1)
+    assert torch.equal(alone.boxes, truth.boxes) and torch.equal(alone.objects, truth.boxes)
+    empty = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    nothing = sampled(every, none, [empty], 16, low=0.1)
+    assert len(nothing.boxes) == 16 and nothing.labels.sum() == 0
+    crowd = empty._replace(ignored=torch.tensor([[-1.0, -1, 300, 300]]))
+    assert len(sampled(every, none, [crowd], 16).boxes) == 0
 
 
 def test_regions_of_a_batch_are_learned_from(tiny: FastRCNN) -> None:

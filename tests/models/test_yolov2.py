@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from papers import at, batch_for, images_of, new
+from papers import new
 
 import opticus
 from opticus import zoo
-from opticus.losses.multiscale import MultiScale, resampled
-from opticus.models.detection.yolov2 import Answers, YOLOv2, criterion, objective, reorganised
+from opticus.models.detection.yolov2 import Answers, YOLOv2, criterion, reorganised
 from opticus.parity.case import network_input, state_of
 from opticus.parity.manifests import read
 from opticus.structures import Batch, Images, Instances, UsageError, WeightsError
@@ -88,24 +87,6 @@ def test_objectness_learns_the_overlap_of_its_own_box(tiny: YOLOv2) -> None:
         terms["object"].backward()
         assert objects.grad is not None
         assert float(objects.grad[0, place]) == pytest.approx(5 * (0.5 - expected) * 0.25, abs=1e-5)
-
-
-def test_several_sizes_move_pixels_and_boxes_together(tiny: YOLOv2) -> None:
-    batch = batch_for(tiny, "detect", 2)
-    trained = objective(tiny, sizes=(96, 160), every=10)
-    assert isinstance(trained, MultiScale) and trained.network is tiny
-    sizes = [trained.size_at(at(step, 1000)) for step in range(1000)]
-    assert set(sizes[:900]) == {96, 160} and set(sizes[900:]) == {None}
-    assert all(len(set(sizes[i : i + 10])) == 1 for i in range(0, 900, 10))
-    small = resampled(batch, 96)
-    assert images_of(small).pixels.shape[-2:] == (96, 96)
-    for before, after in zip(batch.targets, small.targets):
-        assert isinstance(before, Instances) and isinstance(after, Instances) and after.size == (96, 96)
-        torch.testing.assert_close(after.boxes, before.boxes * 0.75)
-    torch.testing.assert_close(images_of(small).to_input[0], torch.diag(torch.tensor([0.75, 0.75, 1.0])).double())
-    assert torch.isfinite(sum(trained(batch, at(0, 1000)).values()))
-    with pytest.raises(UsageError, match=r"multiples of 16, found \[100\]"):
-        objective(tiny, sizes=(96, 100))
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,7 @@ class ExportData:
 
 @dataclass
 class Demo:
-    """Train CenterNet on the embedded scenes, score it, look at it: about five minutes on two cores."""
+    """Train CenterNet on the embedded scenes, score it, look at it: about seven minutes on two cores."""
 
     out: str = "runs/detect/demo"
     steps: int = 2000

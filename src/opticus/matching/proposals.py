@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, ignore_inside, max_iou
+from opticus.matching.anchors import IGNORED, balanced_sample, base_anchors, grid_anchors, ignore_inside, max_iou
 from opticus.matching.detections import best_of, cut, in_original, level_sizes, suppressed, windows
 from opticus.matching.objects import Truth
 from opticus.ops.boxes import decode_boxes
@@ -88,15 +88,18 @@ class Regions(NamedTuple):
     objects: Tensor
 
 
-def sampled(boxes: Tensor, pictures: Tensor, truth: Sequence[Truth], count: int, overlap: float = 0.5) -> Regions:
+def sampled(boxes: Tensor, pictures: Tensor, truth: Sequence[Truth], count: int, overlap: float = 0.5, low: float = 0.0) -> Regions:
     """At most `count` regions a picture, at most a quarter of them objects, drawn from proposals and the objects themselves.
 
-    Background inside crowds is not drawn.
+    Background inside crowds is not drawn; what is drawn overlaps an object by at least `low`, or lies in a picture without.
     """
     found: list[Regions] = []
     for i, t in enumerate(truth):
         among = torch.cat([boxes[pictures == i], t.boxes])
-        matches = ignore_inside(max_iou(iou(t.boxes, among), overlap, overlap, rescue=False), among, t.ignored)
+        overlaps = iou(t.boxes, among)
+        matches = ignore_inside(max_iou(overlaps, overlap, overlap, rescue=False), among, t.ignored)
+        if low and len(t.boxes):
+            matches = matches.masked_fill(overlaps.amax(0) < low, IGNORED)
         places = torch.cat(balanced_sample(matches, count, 0.25))
         found.append(labelled(among[places], matches[places], t, i))
     return Regions(*(torch.cat(parts) for parts in zip(*found)))
@@ -121,14 +124,21 @@ def labelled(boxes: Tensor, matches: Tensor, truth: Truth, picture: int) -> Regi
 
 
 def detected(
-    probs: Float[Tensor, "R K"], boxes: Float[Tensor, "R K 4"], pictures: Int[Tensor, "R"], images: Images, count: int
+    probs: Float[Tensor, "R K"],
+    boxes: Float[Tensor, "R K 4"],
+    pictures: Int[Tensor, "R"],
+    images: Images,
+    count: int,
+    *,
+    score: float = 0.05,
+    overlap: float = 0.5,
 ) -> list[Result]:
-    """Every class's boxes that reach 0.05, suppressed per class at IoU 0.5, the `count` best of each picture."""
+    """Every class's boxes that exceed `score`, suppressed per class at IoU `overlap`, the `count` best of each picture."""
     found: list[Result] = []
     for i, window in enumerate(windows(images, boxes)):
         own = (pictures == i).nonzero()[:, 0]
-        best = best_of(probs[own], 0.05, probs.numel())
+        best = best_of(probs[own], score, probs.numel())
         chosen = boxes[own[best.places], best.labels]
-        kept = suppressed(chosen, best.labels, best.scores, window, overlap=0.5, count=count)
+        kept = suppressed(chosen, best.labels, best.scores, window, overlap=overlap, count=count)
         found.append(in_original(*kept, images, i))
     return found

@@ -22,11 +22,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from opticus.matching.anchors import IGNORED, balanced_sample, max_iou
 from opticus.matching.detections import windows
-from opticus.matching.objects import Objects
 from opticus.matching.selective_search import selective_search
-from opticus.ops.iou import iou
 from opticus.structures import Images, Picture, Prepare
 from opticus.weights.cache import cache_folder
 
@@ -107,42 +104,6 @@ def listed(regions: Sequence[Tensor], like: Tensor) -> tuple[Float[Tensor, "R 4"
     counts = torch.tensor([len(boxes) for boxes in regions], device=like.device)
     boxes = torch.cat([like.new_zeros(0, 4), *(boxes.to(like) for boxes in regions)])
     return boxes, torch.arange(len(regions), device=like.device).repeat_interleave(counts)
-
-
-class Learned(NamedTuple):
-    """Regions learned from one picture: `boxes` (S, 4), `kinds` (S,) classes, 0 the background, and `goals` (S, 4).
-
-    A goal is the box of the object that the region stands for; of the background it is the region itself.
-    """
-
-    boxes: Tensor
-    kinds: Tensor
-    goals: Tensor
-
-
-def learned(regions: Float[Tensor, "N 4"], truth: Objects, count: int, low: float = 0.0) -> Learned:
-    """At most `count` of the regions and the objects themselves, at most a quarter of them objects (Fast R-CNN, section 2.3).
-
-    A region that overlaps an object by IoU 0.5 stands for it; background overlaps one by `low` to 0.5, or lies in a picture without.
-    """
-    among = torch.cat([regions, truth.boxes])
-    overlaps = iou(truth.boxes, among)
-    matches = max_iou(overlaps, 0.5, 0.5, rescue=False)
-    if len(truth.boxes):
-        matches = matches.masked_fill(overlaps.amax(0) < low, IGNORED)
-    positives, negatives = balanced_sample(matches, count, 0.25)
-    kinds = torch.cat([truth.labels[matches[positives]] + 1, torch.zeros_like(matches[negatives])])
-    return Learned(among[torch.cat([positives, negatives])], kinds, torch.cat([truth.boxes[matches[positives]], among[negatives]]))
-
-
-def learned_of_all(
-    proposals: Tensor, pictures: Tensor, truth: Sequence[Objects], count: int, low: float = 0.0
-) -> tuple[Learned, Tensor]:
-    """`learned` of every picture one after another, and the number (S,) of the picture that each region belongs to."""
-    parts = [learned(proposals[pictures == i], t, count, low) for i, t in enumerate(truth)]
-    lengths = torch.tensor([len(part.kinds) for part in parts], device=proposals.device)
-    whole = Learned(*(torch.cat([part[k] for part in parts]) for k in range(3)))
-    return whole, torch.arange(len(parts), device=proposals.device).repeat_interleave(lengths)
 
 
 # --- finding and keeping -------------------------------------------------------------------------------------------------

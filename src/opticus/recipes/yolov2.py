@@ -5,9 +5,9 @@ from __future__ import annotations
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.colour import ColourJitter
-from opticus.transforms.geometry import Flip, RandomResizedCrop, Resize
+from opticus.transforms.geometry import Flip, MultiScale, RandomResizedCrop, Resize
 
-SIZES = tuple(range(320, 609, 32))  # section 2, "Multi-Scale Training"
+SIZES = tuple((side, side) for side in range(320, 609, 32))  # section 2, "Multi-Scale Training"
 
 
 def default(model: str, data: Dataset) -> Recipe:
@@ -67,8 +67,9 @@ def _published(model: str, *, steps: int, milestones: tuple[int, int], note: str
         model,
         "",
         transforms=(
-            Resize((416, 416), "letterbox", fill=128),
-            RandomResizedCrop((416, 416), scale=(0.5, 1.0), ratio=(0.7, 1.43)),
+            Resize((608, 608), "letterbox", fill=128),
+            RandomResizedCrop((608, 608), scale=(0.5, 1.0), ratio=(0.7, 1.43)),
+            MultiScale(SIZES, "fixed", every=10),
             Flip(),
             ColourJitter(0.5, 0.0, 0.5, 0.1),
         ),
@@ -76,7 +77,6 @@ def _published(model: str, *, steps: int, milestones: tuple[int, int], note: str
         steps=steps,
         optim={"all": Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4)},
         schedules=(Schedule("step", milestones=tuple(m / steps for m in milestones), warmup=1000 / steps),),
-        options={"sizes": SIZES, "every": 10},
         workers=8,
         note=note,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.colour import ColourJitter
-from opticus.transforms.geometry import Flip, RandomResizedCrop, Resize
+from opticus.transforms.geometry import Flip, MultiScale, RandomResizedCrop, Resize
 
 
 def default(model: str, data: Dataset) -> Recipe:
@@ -40,13 +40,14 @@ def tiny(model: str) -> Recipe:
 
 def coco(model: str) -> Recipe:
     """The 500,200 updates of batch 64 of yolov3.cfg, at another input size every ten updates (`random=1`)."""
-    size = 416
+    sides = tuple((side, side) for side in range(320, 609, 32))
     return Recipe(
         model,
         "",
         transforms=(
-            Resize((size, size), "letterbox", fill=128),
-            RandomResizedCrop((size, size), scale=(0.5, 1.0), ratio=(0.7, 1.43)),
+            Resize((608, 608), "letterbox", fill=128),
+            RandomResizedCrop((608, 608), scale=(0.5, 1.0), ratio=(0.7, 1.43)),
+            MultiScale(sides, "fixed", every=10),
             Flip(),
             ColourJitter(0.5, 0.0, 0.5, 0.1),
         ),
@@ -54,7 +55,7 @@ def coco(model: str) -> Recipe:
         steps=500_200,
         optim={"all": Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4)},
         schedules=(Schedule("step", milestones=(400_000 / 500_200, 450_000 / 500_200), warmup=1000 / 500_200),),
-        options={"ignore": 0.7, "sizes": tuple(range(320, 609, 32)), "every": 10},
+        options={"ignore": 0.7},
         workers=8,
         note="pjreddie/darknet cfg/yolov3.cfg: learning rate 0.001, momentum 0.9, decay 0.0005, burn-in of 1,000 updates, divided by 10 "
         "at 400k and 450k, ignore_thresh 0.7, from a Darknet-53 trained on ImageNet; AP50 55.3 at 416 is published; not run here",

@@ -9,7 +9,7 @@ targets are divided by fixed deviations (0.1, 0.1, 0.2, 0.2) where the author co
 torchvision's mean and deviation, with which its VGG-16 was trained; the truncated SVD of section 3.1 is left out; a picture without
 objects shows all its regions as background; results are suppressed at IoU 0.3, the author's test setting; "tiny" is a small
 configuration for the demo data whose background may also be far from every object.
-*Map*: section 2.1 -> `FastRCNN.regions`; 2.2 -> `Head`, `FORMATS`; eq. 1 to 3 -> `Losses`; 2.3 "mini-batch sampling" -> `matching.regions.learned`;
+*Map*: section 2.1 -> `FastRCNN.regions`; 2.2 -> `Head`, `FORMATS`; eq. 1 to 3 -> `Losses`; 2.3 "mini-batch sampling" -> `matching.proposals.sampled`;
 2.4 -> `results`.
 """
 
@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from opticus.losses.boxes import object_count
+from opticus.losses.regions import learned_from, region_losses
 from opticus.losses.supervised import Supervised
-from opticus.matching.detections import best_of, in_original, pyramid_maps, suppressed, windows
-from opticus.matching.objects import Objects, objects_of
-from opticus.matching.regions import Search, learned_of_all, listed, regions_in
-from opticus.ops.boxes import decode_boxes, encode_boxes
+from opticus.matching.detections import pyramid_maps
+from opticus.matching.proposals import detected, sampled
+from opticus.matching.regions import Search, listed, regions_in
+from opticus.ops.boxes import decode_boxes
 from opticus.ops.roi import roi_pool
-from opticus.structures import Backbone, Batch, CapabilityError, DataError, Images, Part, Prepare, Result, Task, Weights
+from opticus.structures import Backbone, Batch, CapabilityError, Images, Part, Prepare, Result, Task, Weights
 from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
@@ -39,7 +39,7 @@ PREPARE = Prepare(resize="shortest", size=(600, 1000), antialias=False)
 _VGG16 = Part("vgg/16", classes=0, hidden=0)
 CODER = (10.0, 10.0, 5.0, 5.0)  # box deltas in deviations of 0.1, 0.1, 0.2 and 0.2
 BINS = 7
-SCORE, OVERLAP = 0.05, 0.3
+OVERLAP = 0.3
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,7 @@ class FastRCNN(nn.Module):
         probs = out.logits.detach().softmax(-1)[:, 1:]
         deltas = out.deltas.detach()[:, 1:]
         boxes = decode_boxes(deltas, out.proposals[:, None].expand_as(deltas), CODER)
-        found: list[Result] = []
-        for i, window in enumerate(windows(images, boxes)):
-            own = (out.pictures == i).nonzero()[:, 0]
-            best = best_of(probs[own], SCORE, probs.numel())
-            chosen = boxes[own[best.places], best.labels]
-            kept = suppressed(chosen, best.labels, best.scores, window, overlap=OVERLAP, count=self.config.detections)
-            found.append(in_original(*kept, images, i))
-        return found
+        return detected(probs, boxes, out.pictures, images, self.config.detections, overlap=OVERLAP)
 
 
 def _prepare(side: int) -> Prepare:
@@ -168,21 +161,12 @@ class Losses:
         self.network = network
 
     def __call__(self, out: Answers, batch: Batch) -> dict[str, Tensor]:
-        if batch.images is None:
-            raise DataError("Fast R-CNN is trained on images, found a batch without")
-        truth = [Objects(t.boxes.to(out.maps), t.labels) for t in objects_of(batch.targets, self.network.config.classes, batch.ids)]
-        weights = out.maps.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.maps)
-        learned, pictures = learned_of_all(out.proposals, out.pictures, truth, self.network.config.samples, self.network.config.low)
-        kinds = learned.kinds
-        logits, deltas = (x.to(out.proposals) for x in self.network.regions(out.maps, learned.boxes, pictures))
-        share, count = weights[pictures], object_count(len(kinds), out.maps)
-        hits = (kinds > 0).nonzero()[:, 0]
-        goals = encode_boxes(learned.goals[hits], learned.boxes[hits], CODER)
-        box = F.smooth_l1_loss(deltas[hits, kinds[hits]], goals, reduction="none").sum(1)
-        return {
-            "class": (F.cross_entropy(logits, kinds, reduction="none") * share).sum() / count,
-            "box": (box * share[hits]).sum() / count,
-        }
+        network, config = self.network, self.network.config
+        _, truth, weights = learned_from(batch, out.maps, config.classes)
+        regions = sampled(out.proposals, out.pictures, truth, config.samples, low=config.low)
+        logits, deltas = (x.to(out.maps) for x in network.regions(out.maps, regions.boxes, regions.pictures))
+        moves = deltas[torch.arange(len(regions.labels), device=deltas.device), regions.labels]
+        return region_losses(logits, moves, regions, weights, CODER, 1.0)
 
 
 def objective(network: FastRCNN) -> Supervised:

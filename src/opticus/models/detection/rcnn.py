@@ -14,11 +14,12 @@ width too far left, (0, 0, -0.125, 0) that it is too wide (by an eighth, to firs
 in one pass after a start from random ones; the intercept of the ridge regression is free; a score is the logistic of twice the SVM's
 margin (the same order); before step 4 the softmax of step 3 scores (appendix B); "tiny" is a small configuration for the demo data.
 *Map*: section 2.1 "feature extraction", appendix A -> `warp`; 2.3 "domain-specific fine-tuning" -> `Losses`; "object category
-classifiers" -> `solve_scores`; appendix C -> `solve_boxes`; 2.2 -> `detected`.
+classifiers" -> `solve_scores`; appendix C -> `solve_boxes`; 2.2 -> `ranked`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,13 +32,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from opticus.losses.boxes import object_count
+from opticus.losses.regions import learned_from
 from opticus.losses.supervised import Supervised
 from opticus.matching.described import Described
-from opticus.matching.detections import best_of, in_original, suppressed, windows
-from opticus.matching.objects import Objects, objects_of
-from opticus.matching.regions import Search, learned_of_all, listed, regions_in
+from opticus.matching.proposals import detected, sampled
+from opticus.matching.regions import Search, listed, regions_in
 from opticus.ops.boxes import cxcywh_to_xyxy, decode_boxes, encode_boxes, xyxy_to_cxcywh
-from opticus.structures import Batch, CapabilityError, DataError, Embedder, Images, Part, Prepare, Result, Task, UsageError, Weights
+from opticus.structures import Batch, CapabilityError, Embedder, Images, Part, Prepare, Result, Task, UsageError, Weights
 from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
@@ -214,23 +215,16 @@ class RCNN(nn.Module):
 
     def results(self, out: Answers, images: Images) -> list[Result]:
         """Every class's corrected boxes, suppressed per class at IoU 0.3, best first (section 2.2)."""
-        return detected(out, images, self.head.solved)
+        return ranked(out, images, self.head.solved)
 
 
-def detected(out: Answers, images: Images, solved: bool) -> list[Result]:
+def ranked(out: Answers, images: Images, solved: bool) -> list[Result]:
     """The 100 best boxes of every picture: by the SVMs where they are `solved` (margins above -1), else by fine-tuning's softmax."""
     probs = (2 * out.margins.detach()).sigmoid() if solved else out.logits.detach().softmax(-1)[:, 1:]
-    floor = 1 / (1 + np.exp(2.0)) if solved else SCORE
+    floor = 1 / (1 + math.exp(2)) if solved else SCORE
     deltas = out.deltas.detach()
     boxes = decode_boxes(deltas, out.proposals[:, None].expand_as(deltas))
-    found: list[Result] = []
-    for i, window in enumerate(windows(images, boxes)):
-        own = (out.pictures == i).nonzero()[:, 0]
-        best = best_of(probs[own], float(floor), probs.numel())
-        chosen = boxes[own[best.places], best.labels]
-        kept = suppressed(chosen, best.labels, best.scores, window, overlap=OVERLAP, count=DETECTIONS)
-        found.append(in_original(*kept, images, i))
-    return found
+    return detected(probs, boxes, out.pictures, images, DETECTIONS, score=floor, overlap=OVERLAP)
 
 
 def prepared(side: int) -> Prepare:
@@ -268,14 +262,11 @@ class Losses:
 
     def __call__(self, out: Answers, batch: Batch) -> dict[str, Tensor]:
         config = self.network.config
-        if batch.images is None:
-            raise DataError("R-CNN and SPP-net are trained on images, found a batch without")
-        truth = [Objects(t.boxes.to(out.proposals), t.labels) for t in objects_of(batch.targets, config.classes, batch.ids)]
-        weights = out.proposals.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.proposals)
-        learned, pictures = learned_of_all(out.proposals, out.pictures, truth, config.samples)
-        logits = self.network.head.classify(self.network.pooled(out.maps, learned.boxes, pictures)).to(out.proposals)
-        loss = F.cross_entropy(logits, learned.kinds, reduction="none")
-        return {"class": (loss * weights[pictures]).sum() / object_count(len(learned.kinds), out.proposals)}
+        _, truth, weights = learned_from(batch, out.proposals, config.classes)
+        regions = sampled(out.proposals, out.pictures, truth, config.samples)
+        logits = self.network.head.classify(self.network.pooled(out.maps, regions.boxes, regions.pictures)).to(out.proposals)
+        loss = F.cross_entropy(logits, regions.labels, reduction="none")
+        return {"class": (loss * weights[regions.pictures]).sum() / object_count(len(regions.labels), out.proposals)}
 
 
 def objective(network: RCNN) -> Supervised:

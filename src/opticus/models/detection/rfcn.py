@@ -26,9 +26,9 @@ from opticus.losses.boxes import object_count
 from opticus.losses.regions import anchor_losses
 from opticus.losses.supervised import Supervised
 from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, ignore_inside, max_iou
-from opticus.matching.detections import best_of, in_original, suppressed, windows
+from opticus.matching.detections import windows
 from opticus.matching.objects import Truth, truth_of
-from opticus.matching.proposals import propose
+from opticus.matching.proposals import detected, propose
 from opticus.models.detection.faster_rcnn import CODER, ProposalNetwork
 from opticus.ops.boxes import decode_boxes, encode_boxes
 from opticus.ops.iou import iou
@@ -142,14 +142,8 @@ class RFCN(nn.Module):
         """The box of every proposal for every class that reaches 0.001, suppressed per class at IoU 0.3, best first."""
         probs = out.logits.detach().softmax(-1)[:, 1:]
         boxes = decode_boxes(out.deltas.detach(), out.proposals, CODER)
-        found: list[Result] = []
-        for i, window in enumerate(windows(images, boxes)):
-            own = (out.pictures == i).nonzero()[:, 0]
-            best = best_of(probs[own], SCORE, probs.numel())
-            chosen = boxes[own[best.places]]
-            kept = suppressed(chosen, best.labels, best.scores, window, overlap=OVERLAP, count=self.config.detections)
-            found.append(in_original(*kept, images, i))
-        return found
+        boxes = boxes[:, None].expand(-1, probs.shape[1], -1)
+        return detected(probs, boxes, out.pictures, images, self.config.detections, score=SCORE, overlap=OVERLAP)
 
 
 def _prepare(side: int) -> Prepare:

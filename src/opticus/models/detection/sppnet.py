@@ -24,7 +24,7 @@ from opticus.losses.supervised import Supervised
 from opticus.matching.described import Described
 from opticus.matching.detections import pyramid_maps
 from opticus.matching.regions import Search, listed, regions_in
-from opticus.models.detection.rcnn import Answers, Head, Losses, detected, solve_boxes, solve_scores
+from opticus.models.detection.rcnn import Answers, Head, Losses, ranked, solve_boxes, solve_scores
 from opticus.ops.roi import roi_pool
 from opticus.structures import Backbone, CapabilityError, Images, Part, Prepare, Result, Task, Weights
 from opticus.weights.names import Names, rename
@@ -125,7 +125,7 @@ class SPPNet(nn.Module):
 
     def results(self, out: Answers, images: Images) -> list[Result]:
         """R-CNN's: every class's corrected boxes, suppressed per class at IoU 0.3, best first."""
-        return detected(out, images, self.head.solved)
+        return ranked(out, images, self.head.solved)
 
 
 def _prepare(side: int) -> Prepare:

@@ -1,7 +1,8 @@
 """SSD: Single Shot MultiBox Detector.
 
 Liu, Anguelov, Erhan, Szegedy, Reed, Fu and Berg, ECCV 2016, arXiv 1512.02325.
-Reference: torchvision 0.28 (BSD-3-Clause), ssd300_vgg16; of "512" torchvision has the layers, the authors' strides are the paper's.
+Reference: torchvision 0.28 (BSD-3-Clause), ssd300_vgg16; of "512" torchvision has the layers, the scales,
+ratios and strides are those of open-mmlab/mmdetection (Apache-2.0), ssd512_coco.py and its SSDAnchorGenerator.
 
 *Differs*: sides of default boxes are cut to the picture's, as in torchvision; the loss is divided by the matched boxes of all
 pictures; boxes that lie wholly in the padding are left out; "tiny" is a small configuration for the demo data, with batch norm in its

@@ -26,9 +26,9 @@ from opticus.losses.boxes import object_count
 from opticus.losses.regions import anchor_losses, learned_from
 from opticus.losses.supervised import Supervised
 from opticus.matching.anchors import balanced_sample, base_anchors, grid_anchors, ignore_inside, max_iou
-from opticus.matching.detections import best_of, in_original, suppressed, windows
+from opticus.matching.detections import windows
 from opticus.matching.objects import Truth
-from opticus.matching.proposals import propose
+from opticus.matching.proposals import detected, propose
 from opticus.models.detection.faster_rcnn import CODER, ProposalNetwork
 from opticus.ops.boxes import area, decode_boxes, encode_boxes
 from opticus.ops.iou import iou
@@ -39,7 +39,7 @@ from opticus.weights.names import Names, rename
 TASK: Task = "detect"
 EXTENDS = "faster_rcnn"
 PREPARE = Prepare(resize="shortest", size=(800, 1333), antialias=False, stride=16)
-SCORE, OVERLAP, DETECTIONS = 0.05, 0.5, 100
+DETECTIONS = 100
 ANY = 1e5  # a side that no object reaches
 OPEN = ((1, 0.0, ANY), (2, 0.0, ANY), (3, 0.0, ANY))
 _R50 = Part("resnet/50", classes=0, layers=(3, 4), norm="frozen")
@@ -203,14 +203,7 @@ class TridentNet(nn.Module):
         boxes = decode_boxes(deltas, out.proposals[:, None].expand_as(deltas), CODER)
         if not self.config.fast:
             probs = probs * in_range(boxes, out.branches[:, None], self.config.branches)
-        found: list[Result] = []
-        for i, window in enumerate(windows(images, boxes)):
-            own = (out.pictures == i).nonzero()[:, 0]
-            best = best_of(probs[own], SCORE, probs.numel())
-            chosen = boxes[own[best.places], best.labels]
-            kept = suppressed(chosen, best.labels, best.scores, window, overlap=OVERLAP, count=DETECTIONS)
-            found.append(in_original(*kept, images, i))
-        return found
+        return detected(probs, boxes, out.pictures, images, DETECTIONS)
 
 
 def in_range(

@@ -9,7 +9,7 @@ Pictures are letterboxed by the library's resize, whose corners are those of pix
 pixels' centres, sides rounded down, grey 127.5). Of one picture at most 5,000 answers are suppressed and 300 kept. "tiny" is a
 small network for the demo data.
 *Map*: section 2 "Dimension Clusters" -> `matching.clusters`, `Config.anchors`; "Direct location prediction" -> `matching.cells`;
-"Fine-Grained Features" -> `reorganised`; "Multi-Scale Training" -> `losses.multiscale`; section 3, table 6 -> `Darknet19`;
+"Fine-Grained Features" -> `reorganised`; "Multi-Scale Training" -> `transforms.geometry.MultiScale`; section 3, table 6 -> `Darknet19`;
 "Training for detection" -> `YOLOv2`, `criterion`.
 """
 
@@ -28,7 +28,6 @@ from torch.nn import functional as F
 
 from opticus.layers.darknet import ConvUnit, half_pool, he_normal
 from opticus.losses.boxes import object_count
-from opticus.losses.multiscale import MultiScale
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import Cells, Survival, answerable, boxes_of, cells_of, rows_of, survivors, targets_of
 from opticus.matching.detections import in_original, windows
@@ -214,15 +213,9 @@ def _box_loss(answers: Tensor, targets: Tensor) -> Float[Tensor, "P"]:
     return (raw - targets).square().sum(1) / 2
 
 
-def objective(network: YOLOv2, sizes: tuple[int, ...] = (), every: int = 10, **options: Any) -> Supervised | MultiScale:
-    """Targets are boxes in network-input pixels; options of `criterion`: ignore, object_weight, background_weight.
-
-    `sizes`: input sizes to train at, another one every `every` updates (multiples of the stride); () = the batch's own.
-    """
-    supervised = Supervised(network, criterion(network, **options))
-    if wrong := [size for size in sizes if size % network.stride]:
-        raise UsageError(f"yolov2: sizes must be multiples of {network.stride}, found {wrong}")
-    return MultiScale(supervised, tuple(sizes), every) if sizes else supervised
+def objective(network: YOLOv2, **options: Any) -> Supervised:
+    """Targets are boxes in network-input pixels; options of `criterion`: ignore, object_weight, background_weight."""
+    return Supervised(network, criterion(network, **options))
 
 
 # --- variants ----------------------------------------------------------------------------------------------------------

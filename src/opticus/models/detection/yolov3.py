@@ -28,7 +28,6 @@ from torch.nn import functional as F
 
 from opticus.layers.darknet import ConvUnit, half_pool, he_normal
 from opticus.losses.boxes import object_count
-from opticus.losses.multiscale import MultiScale
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import Cells, Survival, answerable, boxes_of, cells_of, rows_of, survivors, targets_of
 from opticus.matching.detections import in_original, windows
@@ -279,13 +278,9 @@ def _box_loss(answers: Tensor, targets: Tensor) -> Float[Tensor, "P"]:
     return (centre + (answers[:, 2:] - targets[:, 2:]).square() / 2).sum(1)
 
 
-def objective(network: YOLOv3, sizes: tuple[int, ...] = (), every: int = 10, **options: Any) -> Supervised | MultiScale:
-    """Targets are boxes in network-input pixels; option of `criterion`: ignore.
-
-    `sizes`: input sizes to train at, another one every `every` updates; () = the batch's own.
-    """
-    supervised = Supervised(network, criterion(network, **options))
-    return MultiScale(supervised, tuple(sizes), every) if sizes else supervised
+def objective(network: YOLOv3, **options: Any) -> Supervised:
+    """Targets are boxes in network-input pixels; option of `criterion`: ignore."""
+    return Supervised(network, criterion(network, **options))
 
 
 # --- variants ----------------------------------------------------------------------------------------------------------
