@@ -17,8 +17,8 @@ def collate(samples: Sequence[Sample], rule: Prepare) -> Batch:
 
     Pictures (h, w, C) uint8 become (B, C, H, W) float32, padded with zeros at the right and bottom to the largest size rounded up
     to `rule.stride`; `valid` exists only if there is padding. `to_input` is each sample's own matrix, `sizes` the original sizes.
-    Inputs other than "image" are kept as tuples by name; `weights` exists unless all are 1. Raises DataError for no samples, or
-    when only some of them have a picture.
+    Inputs other than "image" are kept as tuples by name; `weights` exists unless all are 1. The i-th views of all samples become the
+    i-th of the batch's `views`. Raises DataError for no samples, or when only some of them have a picture or their views differ in role.
     """
     if not samples:
         raise DataError("a batch needs at least one sample, found none")
@@ -27,10 +27,13 @@ def collate(samples: Sequence[Sample], rule: Prepare) -> Batch:
     if images is None and any(with_picture):
         raise DataError(f"{samples[with_picture.index(False)].id}: the sample has no picture but others of its batch have one")
     weights = [sample.weight for sample in samples]
+    roles = _roles(samples)
     return Batch(
         images=images,
         targets=tuple(sample.target for sample in samples),
         ids=tuple(sample.id for sample in samples),
+        views=tuple(_images([sample.views[i][1] for sample in samples], rule) for i in range(len(roles))),
+        roles=roles,
         inputs=_others(samples),
         weights=None if all(weight == 1.0 for weight in weights) else torch.tensor(weights, dtype=torch.float32),
     )
@@ -42,6 +45,15 @@ def _images(samples: Sequence[Sample], rule: Prepare) -> Images:
     valid = valid_mask([(0, 0, int(p.shape[0]), int(p.shape[1])) for p in pixels], size)
     matrices = torch.stack([sample.matrix for sample in samples])
     return Images(normalised(pixels, rule, size), valid, matrices, tuple(sample.original or sample.size for sample in samples))
+
+
+def _roles(samples: Sequence[Sample]) -> tuple[str, ...]:
+    roles = tuple(role for role, _ in samples[0].views)
+    for sample in samples:
+        found = tuple(role for role, _ in sample.views)
+        if found != roles:
+            raise DataError(f"{sample.id}: the sample's views are {found or 'none'}, those of its batch {roles or 'none'}")
+    return roles
 
 
 def _others(samples: Sequence[Sample]) -> dict[str, Input | tuple[Input, ...]]:

@@ -36,7 +36,8 @@ class Images(NamedTuple):
 class Sample:
     """One record: named inputs, its target, its id, and the 3x3 matrix from the original picture to the present pixels.
 
-    `sources` holds, for mosaics and mixes, one (id, matrix) per source picture. `weight` scales the sample's loss.
+    `sources` holds, for mosaics and mixes, one (id, matrix) per source picture. `weight` scales the sample's loss. `views` holds, for
+    methods that compare several views of one picture, (role, sample) per view, each with its own matrix.
     """
 
     inputs: dict[str, Input]
@@ -46,6 +47,7 @@ class Sample:
     weight: float = 1.0
     sources: tuple[tuple[str, Tensor], ...] = ()
     original: tuple[int, int] | None = None  # (H, W) of the picture before any transform; None = as it is now
+    views: tuple[tuple[str, Sample], ...] = ()
 
     @property
     def picture(self) -> Picture:

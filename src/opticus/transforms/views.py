@@ -1,0 +1,97 @@
+"""Several views of one picture: what methods compare that learn without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from opticus.structures import Sample, UsageError
+from opticus.transforms.chain import Transform, apply
+from opticus.transforms.colour import Blur, ColourJitter, Grayscale, Solarise
+from opticus.transforms.draw import Draw
+from opticus.transforms.geometry import Flip, RandomResizedCrop
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """`count` views of the role `role`, each through its own draw of `transforms`."""
+
+    role: str
+    transforms: tuple[Transform, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Replace the picture by views of it, in the order of `views`; all are made from the picture as it was.
+
+    The sample keeps target and id and loses its picture, unless `keep`; every view has its own matrix.
+    """
+
+    views: tuple[View, ...]
+    keep: bool = False
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        if not self.views or min(view.count for view in self.views) < 0:
+            raise UsageError(f"views: expected at least one kind of view and counts >= 0, found {self.views}")
+        made = tuple((view.role, apply(view.transforms, sample, draw)) for view in self.views for _ in range(view.count))
+        inputs = sample.inputs if self.keep else {name: value for name, value in sample.inputs.items() if name != "image"}
+        return replace(sample, inputs=inputs, views=made)
+
+
+def multi_crop(
+    size: int = 224,
+    small: int = 96,
+    locals: int = 8,
+    *,
+    scale: Range = (0.4, 1.0),
+    small_scale: Range = (0.05, 0.4),
+    sigma: Range = (0.1, 2.0),
+    flip: float = 0.5,
+) -> Views:
+    """Two global views of `size` pixels and `locals` local ones of `small` pixels, augmented as DINO's (Caron et al. 2021).
+
+    Bicubic crops of `scale` of the area, mirrored with probability `flip`; jitter (0.4, 0.4, 0.2, 0.1) with 0.8; grey with 0.2; blur of
+    `sigma` pixels with 1, 0.1 and 0.5 (first and second global, local views); solarised with 0.2 (second global view).
+    """
+    jitter = (ColourJitter(0.4, 0.4, 0.2, 0.1, p=0.8), Grayscale(0.2))
+
+    def crop(side: int, share: Range) -> tuple[Transform, ...]:
+        return RandomResizedCrop((side, side), share, interpolation="bicubic"), Flip(flip)
+
+    views = (
+        View("global", (*crop(size, scale), *jitter, Blur(sigma, p=1.0))),
+        View("global", (*crop(size, scale), *jitter, Blur(sigma, p=0.1), Solarise(p=0.2))),
+        View("local", (*crop(small, small_scale), *jitter, Blur(sigma, p=0.5)), locals),
+    )
+    return Views(tuple(view for view in views if view.count))
+
+
+def two_views(
+    size: int = 224,
+    *,
+    scale: Range = (0.2, 1.0),
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
+    sigma: Range = (0.1, 2.0),
+    blur: tuple[float, float] = (0.5, 0.5),
+    solarise: tuple[float, float] = (0.0, 0.0),
+    flip: float = 0.5,
+) -> Views:
+    """Two views of `size` pixels; `blur` and `solarise` are the probabilities in the first and the second.
+
+    The defaults are MoCo v2's (Chen et al. 2020, arXiv 2003.04297): jitter with probability 0.8, grey with 0.2.
+    """
+
+    def view(which: int) -> View:
+        chain: tuple[Transform, ...] = (
+            RandomResizedCrop((size, size), scale),
+            ColourJitter(*jitter, p=0.8),
+            Grayscale(0.2),
+            *((Blur(sigma, p=blur[which]),) if blur[which] else ()),
+            *((Solarise(p=solarise[which]),) if solarise[which] else ()),
+            Flip(flip),
+        )
+        return View("global", chain)
+
+    return Views((view(0), view(1)))
