@@ -49,9 +49,21 @@ def paper(name: str) -> ModuleType:
     return importlib.import_module(f"opticus.models.{files[name].parent.name}.{name}")
 
 
+def canonical(name: str) -> str:
+    """The name in this library of an alias, such as torch.hub's "dino_vits16" ("dino/s16:pretrained"); other names as they are."""
+    if "/" in name or name in paper_files():
+        return name
+    return _aliases().get(name, name)
+
+
+@functools.cache
+def _aliases() -> dict[str, str]:
+    return {alias: f"{stem}/{key}" for stem in paper_files() for alias, key in getattr(paper(stem), "ALIASES", {}).items()}
+
+
 def split(name: str) -> tuple[str, str, str | None]:
     """("detr", "r50", "coco") from "detr/r50:coco". Raises UnknownNameError for what does not exist, naming what does."""
-    full, _, tag = name.partition(":")
+    full, _, tag = canonical(name).partition(":")
     stem, _, variant = full.partition("/")
     if stem not in paper_files():
         known = [entry.name for entry in list_models()] if "/" in full else list(paper_files())

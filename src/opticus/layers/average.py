@@ -40,6 +40,14 @@ class Average(nn.Module):
                 value.copy_(theirs[key])
 
 
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, decay: float) -> None:
+    """slow <- decay slow + (1 - decay) fast on the parameters alone: a momentum encoder, whose buffers are its own."""
+    theirs = dict(fast.named_parameters())
+    for name, value in slow.named_parameters():
+        value.lerp_(theirs[name].to(value), 1 - decay)
+
+
 def ramp(decay: float, *, growth: float = 10.0) -> Callable[[int], float]:
     """The decay min(decay, (1 + step) / (growth + step)): short runs forget their random start sooner (TensorFlow's rule)."""
     return lambda step: min(decay, (1 + step) / (growth + step))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Sampler,
         Task,
         TextGenerator,
+        Watched,
         Weights,
     )
     from opticus.structures.errors import (
@@ -100,6 +101,7 @@ _WHERE = {
     "Trajectory": "opticus.structures.targets",
     "UnknownNameError": "opticus.structures.errors",
     "UsageError": "opticus.structures.errors",
+    "Watched": "opticus.structures.contracts",
     "Weights": "opticus.structures.contracts",
     "WeightsError": "opticus.structures.errors",
     "nearest": "opticus.structures.errors",
@@ -148,6 +150,7 @@ __all__ = [
     "Trajectory",
     "UnknownNameError",
     "UsageError",
+    "Watched",
     "Weights",
     "WeightsError",
     "nearest",

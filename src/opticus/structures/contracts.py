@@ -208,6 +208,19 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """An objective that may collapse: its figures go into the log beside the loss, and it knows when they are bad."""
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the last step, such as entropies; called by all processes at the same steps."""
+        ...
+
+    def alarm(self, figures: Mapping[str, float]) -> str | None:
+        """What is wrong, in words that follow "the representation collapses:", or None."""
+        ...
+
+
 class Metric(Protocol):
     """An official number, built up over a data set and mergeable across processes."""
 

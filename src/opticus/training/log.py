@@ -81,6 +81,10 @@ class Bar:
             self.bar.set_postfix({"loss": f"{loss:.3f}", "images/s": f"{rate:.0f}", **figures}, refresh=False)
         self.bar.update(1)
 
+    def tell(self, sentence: str) -> None:
+        """A line above the bar, on stderr; also where the bar itself is off, since it is a warning."""
+        tqdm.write(sentence, file=sys.stderr)
+
     def close(self) -> None:
         """Leave the bar as it stands."""
         self.bar.close()

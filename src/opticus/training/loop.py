@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opticus.layers.average import Average, ramp
 from opticus.layers.norm import sync_norms
 from opticus.ops import collectives
-from opticus.structures import Batch, Objective, Progress, TrainError
+from opticus.structures import Batch, Objective, Progress, TrainError, Watched
 from opticus.training import optim, state
 from opticus.training.freeze import Freezer, layer_factors
 from opticus.training.log import Bar, Log
@@ -72,7 +72,7 @@ class Run:
         self.wrapped: Any = self._prepare()
         slow = job.recipe.average
         self.average = None if slow is None else Average(job.objective.network, decay=ramp(slow))
-        self.step, self.waited, self.stopped = 0, 0, "finished"
+        self.step, self.waited, self.stopped, self.alarmed = 0, 0, "finished", False
         self.best: float | None = None
         self.values: dict[str, float] = {}
         self.environment = state.environment(self.world, self.device.type) | job.conditions()
@@ -98,7 +98,20 @@ class Run:
         loss = sum(terms.values())
         self.bar.step(loss, self.seen / (time.perf_counter() - self.started), self.last_figure())
         if self.step % self.recipe.log_every == 0 or self.step == self.job.steps:
-            self._write({f"train/{name}": value for name, value in terms.items()} | {"train/loss": loss})
+            shown = {f"train/{name}": value for name, value in terms.items()} | {"train/loss": loss}
+            self._write(shown | self._watched())
+
+    def _watched(self) -> dict[str, float]:
+        """Figures of an objective that can collapse; the user is told when they say that it does (and again after it recovered)."""
+        objective = self.job.objective
+        if not isinstance(objective, Watched):
+            return {}
+        figures = objective.figures()
+        alarm = objective.alarm(figures)
+        if alarm is not None and not self.alarmed and self.rank == 0:
+            self.bar.tell(f"opticus: step {self.step}: the representation collapses: {alarm}")
+        self.alarmed = alarm is not None
+        return {f"watch/{name}": value for name, value in figures.items()} | {"watch/alarm": float(self.alarmed)}
 
     def _phase(self, phase: str, at: Progress, batches: list[Batch]) -> dict[str, float]:
         optimiser = self.optimisers[phase]

@@ -40,7 +40,7 @@ from opticus.weights.labels import labels
 AnyMetric = Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection
 Protocol = Literal["coco", "lvis", "voc07", "voc10"]
 PROTOCOLS: tuple[Protocol, ...] = ("coco", "lvis", "voc07", "voc10")  # of detection
-HEADLINE = {"classify": "top1", "detect": "AP"}
+HEADLINE = {"classify": "top1", "detect": "AP", "embed": "top1"}
 
 
 def headline_of(card: Card) -> tuple[str, bool] | None:
@@ -91,8 +91,21 @@ def evaluate(
             raise UsageError(f"{name} must be at least 1, found {value}")
     place(model, device)
     dataset = data if _is_dataset(data) else open_data(cast(Any, data), split, on_bad=on_bad)
+    if cast(Any, model).card.task == "embed":
+        return _embedded(model, data, cast(Any, dataset), split, (limit, metric), batch=batch, device=device, precision=precision, quiet=quiet)
     settings: dict[str, Any] = {"batch": batch, "device": device, "precision": precision, "limit": limit, "metric": metric}
     return score(model, cast(Dataset, dataset), split, quiet=quiet, **settings)
+
+
+def _embedded(model: nn.Module, data: Any, dataset: Any, split: str, refused: tuple[Any, Any], **view: Any) -> Evaluation:
+    """Nearest neighbours in the training split, which must be there."""
+    from opticus.verbs.embedding import neighbour_accuracy  # it returns this module's Evaluation
+
+    if any(setting is not None for setting in refused):
+        raise CapabilityError("limit= and metric= are of results; vectors are scored by their nearest neighbours on all pictures")
+    if _is_dataset(data) or canonical(split) == "train":
+        raise CapabilityError("vectors are scored by neighbours in the train split: give data by name or path, and another split")
+    return neighbour_accuracy(model, cast(Any, open_data(data, "train")), dataset, split, **view)
 
 
 def _is_dataset(data: Any) -> bool:

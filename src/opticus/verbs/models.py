@@ -116,6 +116,7 @@ def load(
         changes["classes"] = classes
     if file is not None:
         return _load_file(str(name), Path(file), None, fresh, changes, quiet)
+    name = zoo.canonical(str(name))
     path = Path(name)
     if path.is_dir():
         path = _weights_of_run(path)
@@ -221,6 +222,9 @@ def _load_file(name: str, path: Path, row: Weights | None, fresh: str | None, ch
     if (path / "weights").is_dir():
         path = _weights_of_run(path)
     meta = _own(path)
+    part = path.with_name("backbone.safetensors")  # a run of a method without labels keeps its backbone on its own
+    if meta is not None and meta.get("model") != name and part.is_file() and (_own(part) or {}).get("model") == name:
+        path, meta = part, _own(part)
     if meta is not None:
         if meta.get("model") != name:
             raise WeightsError(f"{path}: holds {meta.get('model')}, not {name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from opticus import zoo
 from opticus.structures import Part, UsageError, WeightsError
-from opticus.verbs.models import Model, load
+from opticus.verbs.models import Model, create, load, save
 
 
 def load_part(network: Model, field: str, source: str | Path) -> None:
@@ -23,7 +24,10 @@ def load_part(network: Model, field: str, source: str | Path) -> None:
     if not isinstance(part, Part):
         raise UsageError(f"{network.card.name}: {field} is not a part, so {field}_weights= means nothing")
     inner = cast(nn.Module, getattr(network, field))
-    state = _trained(part, source).state_dict()
+    trained = _trained(part, source)
+    if trained.card.task == "embed" and isinstance(inner_of := getattr(trained, "backbone", None), nn.Module):
+        trained = inner_of  # what a method without labels learned is its backbone
+    state = trained.state_dict()
     wanted = inner.state_dict()
     missing = [key for key in wanted if key not in state]
     misshapen = [f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}" for key in wanted
@@ -37,6 +41,20 @@ def load_part(network: Model, field: str, source: str | Path) -> None:
     network.card.provenance = {**network.card.provenance, f"{field}_weights": str(source)}
     if extra:
         print(f"opticus: {source}: left out of the {field}: {', '.join(extra[:6])}", file=sys.stderr)  # noqa: T201 - rule 7
+
+
+def save_part(network: Model, field: str, path: Path) -> None:
+    """Write the part `field` of `network` as a network of its own, which every verb takes; nothing if the network has no such part."""
+    part = getattr(cast(Any, network).config, field, None)
+    if not isinstance(part, Part):
+        return
+    alone = create(part.name, **part.changes)
+    alone.load_state_dict(cast(nn.Module, getattr(network, field)).state_dict())
+    alone.prepare = network.prepare
+    card = network.card
+    alone.card = replace(card, name=part.name, task=alone.card.task, labels=None, label_ids=None,
+                         provenance={**card.provenance, "part": f"{field} of {card.name}"})  # fmt: skip
+    save(alone, path)
 
 
 def _trained(part: Part, source: str | Path) -> Model:

@@ -79,7 +79,7 @@ def report_of(
         pr=metric.curves() if isinstance(metric, CocoDetection | LvisDetection) else None,
         confusion=_confusion(metric),
         pairs=pairs,
-        mistakes=_mistakes(model, data, metric) if metric is not None else (),
+        mistakes=_mistakes(model, data, metric, done.results if card.task == "embed" else {}) if metric is not None else (),
         notes=lines,
         args=_json(out / "args.json") or (None if recipe is None else to_json(recipe)),
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
@@ -154,8 +154,8 @@ def _pair(data: Dataset, index: int, result: Result, caption: str, focus: tuple[
     return Pair(sample.picture, sample.target, result, caption, focus)
 
 
-def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric) -> list[Pair]:
-    """The worst mistakes, looked at once more."""
+def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric, known: Mapping[str, Result]) -> list[Pair]:
+    """The worst mistakes, looked at once more where their results are not `known`."""
     where = {data.id_of(i): i for i in range(len(data))}
     places = label_map(cast(Any, model).card, data.names)
     pairs: list[Pair] = []
@@ -176,7 +176,7 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric) -> list[Pair]:
         ]
     for id, caption, box in rows:
         if id in where:
-            result = relabel(infer(model, [data[where[id]].picture])[0], places)
+            result = known[id] if id in known else relabel(infer(model, [data[where[id]].picture])[0], places)
             pairs.append(_pair(data, where[id], result, caption, box if isinstance(result, Instances) else None))
     return pairs
 

@@ -28,9 +28,10 @@ from opticus.structures.files import write_text
 from opticus.training.loop import loop
 from opticus.training.recipe import Job, Optim, Outcome, Recipe, Schedule, to_json
 from opticus.training.state import process_info
+from opticus.verbs.embedding import labelled, neighbour_accuracy
 from opticus.verbs.evaluate import Evaluation, headline_of, label_map, score
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
-from opticus.verbs.parts import load_part
+from opticus.verbs.parts import load_part, save_part
 from opticus.verbs.pretrain import pretrain
 from opticus.verbs.report import report_of
 from opticus.verbs.teach import SETTINGS as TEACHING
@@ -153,10 +154,17 @@ def _run(job: Job, network: Model, opened: Splits, test: bool, quiet: bool) -> R
     best = job.out / "weights" / "best.safetensors"
     model = load(best if best.is_file() else job.out / "weights" / "last.safetensors", quiet=True)
     result = RunResult(job.out, model, outcome)
+    embeds = cast(Any, model).card.task == "embed"
+    if embeds and collectives.rank() == 0:
+        save_part(model, "backbone", job.out / "weights" / "backbone.safetensors")
     final = opened.test or opened.val
-    if test and final is not None and headline_of(cast(Any, model).card) is not None:
+    scored = final is not None and headline_of(cast(Any, model).card) is not None and not (embeds and not labelled(final))
+    if test and final is not None and scored:
         name = "test" if opened.test is not None else "val"
-        result.evaluation = score(model, final, name, batch=job.recipe.batch, quiet=quiet, keep=64)
+        if embeds:
+            result.evaluation = neighbour_accuracy(model, opened.train, final, name, batch=64, cache=False, quiet=quiet)
+        else:
+            result.evaluation = score(model, final, name, batch=job.recipe.batch, quiet=quiet, keep=64)
         seconds = time.perf_counter() - start
         if collectives.rank() == 0:
             report_of(job.out, model, result.evaluation, final, job.recipe, seconds=seconds, steps=outcome.steps)
@@ -173,7 +181,12 @@ def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, o
     validation = opened.val
     card: Card = cast(Any, network).card
     headline, evaluate = headline_of(card), None
-    if validation is not None and headline is not None:
+    if validation is not None and headline is not None and card.task == "embed":
+        if labelled(data) and labelled(validation):
+            evaluate = functools.partial(_neighbours, card, data, validation, getattr(objective, "compared", dict))
+        else:
+            headline = None
+    elif validation is not None and headline is not None:
         evaluate = functools.partial(_validate, card, validation, recipe)
     return Job(
         recipe, objective, draw, steps_per_epoch(len(data), recipe.batch), out, meta_of(network), evaluate,
@@ -190,6 +203,21 @@ def _batches(data: Source, recipe: Recipe, network: Model, plan: Plan, start: in
 def _validate(card: Card, data: Source, recipe: Recipe, network: nn.Module) -> dict[str, float]:
     bound = network if hasattr(network, "card") else bind(network, card)
     return score(bound, data, "val", batch=recipe.batch, precision="fp32").values
+
+
+BANK = (2000, 1000)  # pictures of the training and validation splits that neighbours are looked for in during training
+
+
+def _neighbours(
+    card: Card, bank: Source, data: Source, others: Callable[[], dict[str, nn.Module]], network: nn.Module
+) -> dict[str, float]:
+    """Validation of what describes pictures by vectors; `others` (a student, say) get a figure under their own name."""
+
+    def top1(module: nn.Module) -> dict[str, float]:
+        bound = module if hasattr(module, "card") else bind(module, card)
+        return neighbour_accuracy(bound, bank, data, "val", limit=BANK, batch=64, cache=False, quiet=True).values
+
+    return top1(network) | {f"{name}_top1": top1(module)["top1"] for name, module in others().items()}
 
 
 def _open(data: Any, split: tuple[str, str, str], on_bad: str, quarantine: str | Path | None) -> Splits:
