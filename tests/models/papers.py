@@ -100,7 +100,10 @@ def batch_for(network: nn.Module, task: str, count: int) -> Batch:
     side = side_of(network)
     pictures, targets = scenes(count, side, task, classes_of(network), rule.channels)
     images = prepare(pictures, rule)
-    return Batch(images, tuple(targets), tuple(f"scene {i}" for i in range(count)))
+    batch = Batch(images, tuple(targets), tuple(f"scene {i}" for i in range(count)))
+    if task == "embed":  # a second view of every picture: mirrored and darker
+        batch.views, batch.roles = (images, images._replace(pixels=images.pixels.flip(3) * 0.8)), ("global", "global")
+    return batch
 
 
 def images_of(batch: Batch) -> Images:
@@ -113,4 +116,5 @@ def at(step: int, steps: int) -> Progress:
 
 
 def objective_of(paper: str, network: nn.Module) -> Objective:
-    return zoo.paper(paper).objective(network)
+    options = getattr(zoo.paper(paper), "OVERFIT", {}).get("options", {})  # a head of a size that tests can afford
+    return zoo.paper(paper).objective(network, **options)

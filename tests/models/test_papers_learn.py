@@ -116,6 +116,37 @@ class LikelihoodIsHigher:
         return wrong + ([] if nats < rival else [f"{nats:.2f} nats a value, Gaussians need {rival:.2f}"])
 
 
+class ViewsAgree:
+    """A method that compares views: what is left of the loss above its floor is halved, and no alarm is given.
+
+    The paper's OVERFIT says `floor`, or `figure`: one of the objective's figures whose floor is 0 (a divergence, where the loss
+    itself moves with the teacher). Looked at in training mode, on the objective that `overfit` has just trained.
+    """
+
+    def __init__(self) -> None:
+        self.before: float | None = None
+
+    def __call__(self, network: nn.Module, batch: Batch) -> list[str]:
+        settings = zoo.paper(zoo_of(network)).OVERFIT
+        objective = cast(Any, OBJECTIVES.pop(id(network), None) or objective_of(zoo_of(network), network))
+        with torch.no_grad():
+            loss = float(sum(objective.train().forward(batch, at(STEPS - 1, STEPS)).values()))
+        left = objective.figures()[settings["figure"]] if "figure" in settings else loss - settings["floor"]
+        if self.before is None:
+            self.before = left
+        alarm = objective.alarm(objective.figures())
+        wrong = [] if left <= self.before / 2 else [f"{left:.3f} above the floor, {self.before:.3f} before training"]
+        return wrong + ([] if alarm is None or left == self.before else [alarm])
+
+
+OBJECTIVES: dict[int, Objective] = {}  # the trained objective of a network, for observables that look at more than the network
+
+
+def zoo_of(network: nn.Module) -> str:
+    """The stem of the paper that a model was made by, where its class is shared with others."""
+    return cast(str, cast(Any, network).paper)
+
+
 def zoo_name(network: nn.Module) -> str:
     """The stem of the paper that a network comes from."""
     return type(network).__module__.rpartition(".")[2]
@@ -126,6 +157,7 @@ OBSERVABLES: dict[str, Callable[[], Callable[[nn.Module, Batch], list[str]]]] = 
     "results": lambda: results_are_right,
     "found": lambda: objects_are_found,
     "likelihood": LikelihoodIsHigher,
+    "views": ViewsAgree,
 }
 
 
@@ -172,8 +204,10 @@ def test_it_overfits_and_every_tensor_gets_a_gradient(paper: str, tmp_path: Path
     batch = batch_for(network, module.TASK, settings["samples"])
     assert len(batch) <= 8
     observe = OBSERVABLES[settings["observable"]]()
+    cast(Any, network).paper = paper
     assert observe(network.eval(), batch), "the untrained network already gives the right results"
-    seen = overfit(objective_of(paper, network), batch, settings["lr"])
+    objective = OBJECTIVES[id(network)] = objective_of(paper, network)
+    seen = overfit(objective, batch, settings["lr"])
     untrained = tuple(getattr(module, "UNTRAINED", ()))
     dead = [n for n, v in seen.items() if v == 0 and not any(re.fullmatch(p, n.removeprefix("network.")) for p in untrained)]
     assert dead == [], "no gradient reaches these tensors"
@@ -195,10 +229,15 @@ def test_objective_keeps_training_state_out_of_the_network(paper: str) -> None:
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_sample_weights_scale_the_loss(paper: str) -> None:
-    """Weight 0 takes a sample out of the loss, and weights multiply its terms."""
+    """Weight 0 takes a sample out of the loss, and weights multiply its terms; what compares pictures refuses weights."""
     network = new(smallest(paper)).eval()
     batch = batch_for(network, zoo.paper(paper).TASK, 2)
     objective = objective_of(paper, network)
+    if getattr(zoo.paper(paper), "OVERFIT", {}).get("observable") == "views":
+        batch.weights = torch.ones(2)
+        with pytest.raises(UsageError, match="sample weights have no meaning"):
+            objective.forward(batch, at(0, 1))
+        return
     if not any(True for _ in network.parameters()):
         assert objective.forward(batch, at(0, 1)) == {}, "without parameters there is no loss"
         return

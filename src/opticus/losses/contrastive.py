@@ -11,6 +11,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opticus.ops.collectives import all_gather, all_reduce, rank
+from opticus.structures import Batch, DataError, UsageError
+
+
+def views_of(batch: Batch, role: str = "global") -> list[Tensor]:
+    """Pixels of the views of a role, at least two; DataError if the batch lacks them.
+
+    Raises UsageError for weighted samples: what compares pictures of a batch with each other has no loss of a single one.
+    """
+    views = [view.pixels for view, own in zip(batch.views, batch.roles) if own == role]
+    if len(views) < 2:
+        raise DataError(
+            f"two {role} views of every picture are compared, found {', '.join(batch.roles) or 'none'}; recipes make them by transforms.views"
+        )
+    if batch.weights is not None:
+        raise UsageError("sample weights have no meaning where the pictures of a batch are compared with each other")
+    return views
 
 
 def info_nce(

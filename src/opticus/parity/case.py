@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from opticus.parity.compare import difference, named_tensors
 from opticus.parity.fill import fill_state, picture
 from opticus.parity.manifests import unfold
-from opticus.structures import Images, Picture, Prepare
+from opticus.structures import Batch, Images, Picture, Prepare, Progress
 from opticus.transforms.prepare import prepare as prepare_pictures
 from opticus.weights.load import load_into
 from opticus.weights.names import Names
@@ -79,6 +79,30 @@ def run(case: Mapping[str, Any], network: nn.Module, names: Names, dtype: torch.
     return found
 
 
+def run_objective(case: Mapping[str, Any], network: nn.Module, module: ModuleType, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The terms of a method's loss ("objective.<term>") on views, and the norm of all gradients ("objective.gradient").
+
+    `case["objective"]`: `options` of the paper's objective, `views` [[role, pictures], ...], `at` [step, epoch, steps, epochs]. The
+    state of a case is that of the whole training, under the names of `TRAINING`; the networks are in training mode.
+    """
+    asked = case["objective"]
+    objective = module.objective(network, **asked.get("options", {})).to(dtype).train()
+    load_into(objective, state_of(case, dtype), module.TRAINING, file=f"parity case {case['name']}")
+    rule = _rule(case, cast(Prepare, network.prepare))
+    views: list[Images] = []
+    for _, pictures in asked["views"]:
+        sizes = tuple((int(h), int(w)) for h, w, _ in pictures)
+        pixels = network_input(pictures, rule, dtype)[0]
+        views.append(Images(pixels, None, torch.eye(3, dtype=torch.float64).expand(len(sizes), 3, 3), sizes))
+    ids = tuple(str(i) for i in range(len(views[0].sizes)))
+    batch = Batch(None, (None,) * len(ids), ids, tuple(views), tuple(role for role, _ in asked["views"]))
+    terms: dict[str, Tensor] = objective(batch, Progress(*asked["at"]))
+    torch.stack(list(terms.values())).sum().backward()
+    squares = [p.grad.square().sum() for p in objective.parameters_of("all") if p.grad is not None]
+    found = {f"objective.{name}": term.detach().reshape(1) for name, term in terms.items()}
+    return found | {"objective.gradient": torch.stack(squares).sum().sqrt().reshape(1)}
+
+
 def build_and_run(case: Mapping[str, Any], paper: str, zoo: Zoo, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Build the port of a case by the zoo and run it; preparation cases ("prepared") need no network."""
     module = zoo.paper(paper)
@@ -87,6 +111,8 @@ def build_and_run(case: Mapping[str, Any], paper: str, zoo: Zoo, dtype: torch.dt
         return {"prepared": prepare_pictures(pictures, _rule(case, module.PREPARE)).pixels.to(torch.float64)}
     name = f"{paper}/{case['variant']}"
     network = zoo.build(name, zoo.config_from_json(name, case.get("config", {})))
+    if "objective" in case:
+        return run_objective(case, network, module, dtype)
     return run(case, network, module.FORMATS[case["format"]], dtype)
 
 

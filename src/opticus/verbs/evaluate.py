@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from opticus import zoo
 from opticus.data.open import open_data
+from opticus.data.splits import canonical
 from opticus.matching.regions import keeping
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
@@ -92,7 +93,9 @@ def evaluate(
     place(model, device)
     dataset = data if _is_dataset(data) else open_data(cast(Any, data), split, on_bad=on_bad)
     if cast(Any, model).card.task == "embed":
-        return _embedded(model, data, cast(Any, dataset), split, (limit, metric), batch=batch, device=device, precision=precision, quiet=quiet)
+        return _embedded(
+            model, data, cast(Any, dataset), split, (limit, metric), batch=batch, device=device, precision=precision, quiet=quiet
+        )
     settings: dict[str, Any] = {"batch": batch, "device": device, "precision": precision, "limit": limit, "metric": metric}
     return score(model, cast(Dataset, dataset), split, quiet=quiet, **settings)
 

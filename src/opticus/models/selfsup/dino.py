@@ -27,10 +27,11 @@ from opticus.layers.drop import DropPath
 from opticus.layers.encoder import Encoder, width_of
 from opticus.layers.projection import projection
 from opticus.losses.collapse import entropies, sentence, spread
+from opticus.losses.contrastive import views_of
 from opticus.matching.prototypes import sinkhorn
 from opticus.ops.collectives import all_reduce
 from opticus.ops.schedules import cosine
-from opticus.structures import Batch, DataError, Part, Prepare, Progress, Task, UsageError, Weights
+from opticus.structures import Batch, Part, Prepare, Progress, Task, UsageError, Weights
 from opticus.weights.names import Names, drop, rename
 
 TASK: Task = "embed"
@@ -193,14 +194,12 @@ class DINO(nn.Module):
         return (p for p in self.parameters() if p.requires_grad)
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
-        """Algorithm 1 on the batch's views; DataError if it has no pair of global views or fewer than two views."""
-        total = [role for role in batch.roles if role == "global"]
-        if not total or len(batch.views) < 2 or batch.roles[: len(total)] != tuple(total):
-            raise DataError(f"dino learns from views whose first ones are 'global', found {batch.roles or 'none'}")
-        pixels = [view.pixels for view in batch.views]
+        """Algorithm 1 on the batch's views, of which at least two must be global."""
+        views = views_of(batch)
+        pixels = views + [view.pixels for view, role in zip(batch.views, batch.roles) if role != "global"]
         raw, vectors = self._answers(self.student, self.student_head, pixels, self.predictor)
         with torch.no_grad():
-            said, _ = self._answers(self.network, self.teacher_head, pixels[: len(total)], None)
+            said, _ = self._answers(self.network, self.teacher_head, views, None)
         if self.method.balance == "centre":
             self._remember(said)
         loss, probs, logs = self._compare(raw, said, at)
@@ -317,6 +316,7 @@ VARIANTS: dict[str, Config] = {
 PARAMETERS: dict[str, int] = {}
 OVERFIT = {
     "observable": "views",
+    "figure": "kl",
     "samples": 8,
     "lr": 1e-3,
     "options": {"outputs": 64, "hidden": 64, "bottleneck": 32, "frozen_epochs": 0},
@@ -325,11 +325,20 @@ PREPARE = Prepare(resize="shortest", size=(256, 0), crop=(224, 224), interpolati
 
 # --- weights -----------------------------------------------------------------------------------------------------------
 
+_KEYS = r"((?:cls_token|pos_embed|(?:patch_embed|blocks|norm|conv1|bn1|layer\d)\..+))"
 _HEADS = r"(?:module\.)?head\.(?:mlp|last_layer)\..+"
 FORMATS: dict[str, Names] = {
-    "dino": Names(rename(r"(?:module\.)?((?!backbone\.|head\.).+)", r"backbone.\1")),
-    "dino_full": Names(drop(_HEADS), rename(r"(?:module\.)?backbone\.(.+)", r"backbone.\1")),
+    "dino": Names(rename(r"(?:module\.)?" + _KEYS, r"backbone.\1")),
+    "dino_full": Names(drop(_HEADS), rename(r"(?:module\.)?backbone\." + _KEYS, r"backbone.\1")),
 }
+TRAINING = Names(  # the authors' full checkpoint, tables joined by dots: the whole state of the objective
+    drop(r"(?:student|teacher)\.head\.last_layer\.weight_g"),  # ones, which no recipe of theirs with norm_last_layer changes
+    rename(r"teacher\.backbone\.(.+)", r"network.backbone.\1"),
+    rename(r"student\.backbone\.(.+)", r"student.backbone.\1"),
+    rename(r"(student|teacher)\.head\.mlp\.(.+)", r"\1_head.mlp.\2"),
+    rename(r"(student|teacher)\.head\.last_layer\.weight_v", r"\1_head.prototypes"),
+    rename(r"dino_loss\.center", "centre"),
+)
 # variant, file, k-NN and linear top-1 on ImageNet: from the README of facebookresearch/dino
 _FILES = (
     ("s16", "dino_deitsmall16_pretrain", 74.5, 77.0),
