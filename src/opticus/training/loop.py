@@ -25,6 +25,8 @@ from opticus.training.log import Bar, Log
 from opticus.training.recipe import Job, Outcome
 from opticus.weights.save import save
 
+GRACE = 0.1  # share of a run before an alarm is given
+
 
 def loop(job: Job) -> Outcome:
     """Train `job.objective` and return the network to use.
@@ -107,7 +109,8 @@ class Run:
         if not isinstance(objective, Watched):
             return {}
         figures = objective.figures()
-        alarm = objective.alarm(figures)
+        young = self.step < GRACE * self.job.steps  # untrained networks, too, say nearly the same about all pictures
+        alarm = None if young else objective.alarm(figures)
         if alarm is not None and not self.alarmed and self.rank == 0:
             self.bar.tell(f"opticus: step {self.step}: the representation collapses: {alarm}")
         self.alarmed = alarm is not None
