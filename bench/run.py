@@ -1,6 +1,6 @@
 """make bench: every measurement in one go, printed as tables and written to docs/benchmarks.md.
 
-`python bench/run.py [models] [detectors] [ops] [loader]` runs only the named parts and leaves docs/benchmarks.md alone.
+`python bench/run.py [models] [detectors] [selfsup] [ops] [loader]` runs only the named parts and leaves docs/benchmarks.md alone.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ RATES = {"what": "what", "library": "library", "value": "rate", "unit": "unit", 
 PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "models": ("Networks", TIMES),
     "detectors": ("Detectors", TIMES),
+    "selfsup": ("Learning without labels", TIMES),
     "ops": ("Operations", TIMES),
     "loader": ("Loader", RATES),
 }
@@ -73,7 +74,7 @@ def measure(part: str) -> list[Row]:
     """The rows of one part (bench/<part>.py); its progress goes to stderr."""
     print(f"bench: {part}", file=sys.stderr, flush=True)
     run: Callable[..., list[Row]] = import_module(part).run
-    if part in ("models", "detectors"):
+    if part in ("models", "detectors", "selfsup"):
         return run(
             show=lambda row: print(f"  {row['name']}: {row['ours_ms']} ms, ratio {row['ratio']}", file=sys.stderr, flush=True)
         )

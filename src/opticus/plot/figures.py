@@ -54,15 +54,23 @@ def read_curves(path: str | Path) -> dict[str, list[float]]:
 
 
 def curves(columns: Columns) -> str:
-    """SVG of a run: the training losses (log scale where all are positive), the validation numbers, the learning rate."""
+    """SVG of a run: the training losses (log scale where all are positive), the validation numbers, the learning rate.
+
+    Runs that watch for collapse also show entropy, divergence and information in nats, and the spread of the vectors.
+    """
     steps = np.asarray(columns["step"], float)
-    groups: dict[str, dict[str, npt.NDArray[Any]]] = {"training loss": {}, "validation": {}, "learning rate": {}}
+    titles = ("training loss", "validation", "answers (nats)", "spread of vectors", "learning rate")
+    groups: dict[str, dict[str, npt.NDArray[Any]]] = {title: {} for title in titles}
     for name, values in columns.items():
         series = np.asarray(values, float)
         if name.startswith("train/"):
             groups["training loss"][name.removeprefix("train/")] = series
         elif name.startswith("val/"):
             groups["validation"][name.removeprefix("val/")] = series
+        elif name in ("watch/entropy", "watch/kl", "watch/information"):
+            groups["answers (nats)"][name.removeprefix("watch/")] = series
+        elif name == "watch/spread":
+            groups["spread of vectors"]["spread"] = series
         elif name == "lr" or name.startswith("lr/"):
             groups["learning rate"][name] = series
     shown = {title: lines for title, lines in groups.items() if any(np.isfinite(v).any() for v in lines.values())}

@@ -14,8 +14,8 @@ from opticus.data.subset import Subset
 from opticus.metrics.classify import Accuracy
 from opticus.structures import CapabilityError, Classes
 from opticus.verbs.evaluate import Evaluation
-from opticus.verbs.features import extract
-from opticus.verbs.probe import neighbours
+from opticus.verbs.features import Features, extract
+from opticus.verbs.probe import neighbours, pixels
 
 K, TEMPERATURE = 20, 0.07  # Wu et al. 2018, Caron et al. 2021
 
@@ -48,7 +48,17 @@ def neighbour_accuracy(
     if limit is not None:
         bank, data = _some(bank, limit[0]), _some(data, limit[1])
     known = extract(model, bank, bank.split, **view)
-    asked = extract(model, data, data.split, **view)
+    return voted(known, extract(model, data, data.split, **view), bank, data, split)
+
+
+def pixel_accuracy(bank: Source, data: Source, split: str) -> Evaluation:
+    """The same votes on raw pixels, which must all have one size: what a network has to be better than."""
+    size = tuple(bank[0].picture.pixels.shape)
+    return voted(pixels(bank, size), pixels(data, size), bank, data, split)
+
+
+def voted(known: Features, asked: Features, bank: Source, data: Source, split: str) -> Evaluation:
+    """The accuracy of the votes of `known` vectors (of `bank`) about `asked` ones (of `data`)."""
     k = min(K, len(known.labels))
     votes = torch.from_numpy(neighbours(known, asked.vectors, len(bank.names), k, TEMPERATURE))
     metric = Accuracy(data.names, data=data.hash, split=canonical(split))

@@ -106,7 +106,7 @@ def probe(
     view: dict[str, Any] = {"device": device, "precision": precision, "batch": batch, "cache": cache, "quiet": quiet}
     spaces: list[tuple[str, Callable[[Dataset, str], Features]]] = [(card.name, lambda d, s: extract(model, d, s, **view))]
     if baseline and (size := _one_size(train, test)) is not None:
-        spaces.append((PIXELS, lambda d, s: _pixels(d, size)))
+        spaces.append((PIXELS, lambda d, s: pixels(d, size)))
     result = Probe()
     for space, take in spaces:
         fitted, chosen, scored = take(train, train.split), take(val, f"{val.split} (selection)"), take(test, test.split)
@@ -154,7 +154,8 @@ def _one_size(*sets: Source) -> tuple[int, ...] | None:
     return sizes.pop() if len(sizes) == 1 and np.prod(next(iter(sizes))) <= 64 * 64 * 3 else None
 
 
-def _pixels(data: Dataset, size: tuple[int, ...]) -> Features:
+def pixels(data: Dataset, size: tuple[int, ...]) -> Features:
+    """The pictures themselves as vectors in [0, 1]; DataError for one of another size (H, W, C) than `size`."""
     rows = np.empty((len(data), int(np.prod(size))), np.float32)
     labels = np.empty(len(data), np.int64)
     for i in range(len(data)):
