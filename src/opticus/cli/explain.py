@@ -15,7 +15,8 @@ class Explain:
     """Show what a model looks for and where it looks: opticus explain gradcam MODEL street.jpg.
 
     Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, rollout, receptive-field,
-    augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention, gallery.
+    augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention, gallery;
+    of methods without labels: centring.
     """
 
     kind: str = field(metadata=_WORD)
@@ -48,6 +49,8 @@ class Explain:
     size: int | None = None  # numbers: the longer side
     threshold: float | None = None  # anchors: IoU; nms, gallery, decoder-attention: score
     background: int | None = None  # focal: easy places
+    outputs: int | None = None  # centring: of the head
+    temperature: float | None = None  # centring: of the sharpened answers
     json: bool = False
 
     def run(self) -> int:

@@ -18,6 +18,7 @@ from opticus.structures.files import write_atomic, write_text
 from opticus.verbs.explain_activations import activations
 from opticus.verbs.explain_attention import attention, rolled_out
 from opticus.verbs.explain_boxes import anchors, focal, gallery, objectness, suppression
+from opticus.verbs.explain_centring import centring
 from opticus.verbs.explain_field import receptive_field
 from opticus.verbs.explain_gradcam import gradcam
 from opticus.verbs.explain_layers import title_of
@@ -65,6 +66,7 @@ KINDS: dict[str, Kind] = {
     "slots": Kind(slots, "one", "Where each query answers"),
     "decoder-attention": Kind(decoder_attention, "one", "What each detected object looks at"),
     "encoder-attention": Kind(encoder_attention, "one", "What places of the picture look at"),
+    "centring": Kind(centring, "one", "Centring and sharpening"),
     "gallery": Kind(gallery, "many", "Detections"),
 }
 
