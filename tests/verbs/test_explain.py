@@ -59,6 +59,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "slots": {"model": "detr/tiny", "data": "scenes", "limit": 6, "queries": 3},
     "decoder-attention": {"model": "detr/tiny", "data": "scenes", "index": 2},
     "encoder-attention": {"model": "detr/tiny", "data": "scenes"},
+    "centring": {"model": "lenet/5", "data": "digits", "limit": 16},
     "gallery": {"model": ["centernet/tiny", "retinanet/tiny"], "data": "scenes", "limit": 2},
 }
 

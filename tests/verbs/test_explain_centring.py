@@ -18,7 +18,7 @@ def test_only_centred_and_sharpened_answers_are_sure_and_differ(tmp_path):
 
 def test_bad_settings_are_named(tmp_path):
     model = opticus.create("dino/tiny", backbone="resnet/tiny")
-    with pytest.raises(opticus.Error, match="outputs must be at least 2"):
+    with pytest.raises(opticus.Error, match="outputs must be a whole number of at least 2"):
         opticus.explain("centring", model, data="digits", out=tmp_path, outputs=1)
     with pytest.raises(opticus.Error, match="needs data="):
         opticus.explain("centring", model, out=tmp_path)
