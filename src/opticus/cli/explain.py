@@ -15,7 +15,8 @@ class Explain:
     """Show what a model looks for and where it looks: opticus explain gradcam MODEL street.jpg.
 
     Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, rollout, receptive-field,
-    augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention, gallery.
+    augmentations, numbers; of masked autoencoders: masks; of detectors: anchors, objectness, nms, focal, slots,
+    decoder-attention, encoder-attention, gallery.
     """
 
     kind: str = field(metadata=_WORD)
@@ -48,6 +49,9 @@ class Explain:
     size: int | None = None  # numbers: the longer side
     threshold: float | None = None  # anchors: IoU; nms, gallery, decoder-attention: score
     background: int | None = None  # focal: easy places
+    ratio: float | None = None  # masks: share of the patches that are hidden
+    visible: Literal["predicted", "pasted"] | None = None  # masks: how visible patches are shown
+    hide: Literal["random", "boxes", "keypoints"] | None = None  # masks: which patches go first
     json: bool = False
 
     def run(self) -> int:
