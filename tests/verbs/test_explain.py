@@ -52,6 +52,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "receptive-field": {"model": "resnet/tiny", "layer": "layer2", "limit": 2, "data": "crops"},
     "augmentations": {"model": "resnet/tiny", "data": "crops", "columns": 2},
     "numbers": {"data": "digits"},
+    "masks": {"model": "mae/tiny", "data": "scenes", "limit": 2, "hide": "boxes", "visible": "pasted"},
     "anchors": {"model": "retinanet/tiny", "data": "scenes", "index": 1},
     "objectness": {"model": "faster_rcnn/tiny", "data": "scenes"},
     "nms": {"model": "retinanet/tiny", "data": "scenes", "threshold": 0.0},
@@ -277,3 +278,25 @@ def test_the_options_of_a_kind_are_listed() -> None:
     assert options_of("gradcam") == ["layer", "label", "limit", "index"]
     with pytest.raises(UnknownNameError):
         options_of("cam")
+
+
+def test_masks_hides_what_it_says_and_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = opticus.create("mae/tiny")
+    ask: dict[str, Any] = {"data": "scenes", "limit": 2, "out": tmp_path}
+    plain, pasted = (opticus.explain("masks", model, **ask, visible=how) for how in ("predicted", "pasted"))
+    rows = plain.numbers["pictures"]
+    assert [row["hidden"] for row in rows] == [48, 48] and rows == pasted.numbers["pictures"]
+    a, b = (np.asarray(done.picture) for done in (plain, pasted))
+    assert a.shape == b.shape and (a != b).any(), "visible patches are laid over the prediction"
+    assert opticus.explain("masks", model, **ask, ratio=0.5).numbers["pictures"][0]["hidden"] == 32
+    for wrong, words in (
+        ({"ratio": 1.0}, "above 0 and below 1"),
+        ({"ratio": 0.999}, "leaves 0 of 64"),
+        ({"hide": "boxes", "data": "crops"}, "needs data= with boxes"),
+        ({"visible": "shown"}, "visible"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            opticus.explain("masks", model, **{**ask, **wrong})
+    with pytest.raises(CapabilityError, match="reconstruct"):
+        opticus.explain("masks", "lenet/5", data="digits", out=tmp_path)

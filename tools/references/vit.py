@@ -189,7 +189,8 @@ def manifests():
     now |= {name: shapes_of(partial(torchvision_of, v, size)) for name, (v, size) in larger.items()}
     return {
         "timm": {v: shapes_of(partial(timm_of, v)) for v in SIZES}
-        | {name: shapes_of(partial(timm_of, v, 384)) for name, v in at_384.items()},
+        | {name: shapes_of(partial(timm_of, v, 384)) for name, v in at_384.items()}
+        | {f"{v}_mae": shapes_of(partial(timm_of, v, 224, 0)) for v in ("b16", "l16", "h14")},
         "torchvision": {v: published(shapes) for v, shapes in now.items()},
         "torchvision_mlp": now,
         "google": google,

@@ -16,7 +16,7 @@ class Explain:
 
     Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, rollout, receptive-field,
     augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention, gallery;
-    of methods without labels: centring.
+    of methods without labels: centring, masks.
     """
 
     kind: str = field(metadata=_WORD)
@@ -51,6 +51,9 @@ class Explain:
     background: int | None = None  # focal: easy places
     outputs: int | None = None  # centring: of the head
     temperature: float | None = None  # centring: of the sharpened answers
+    ratio: float | None = None  # masks: share of the patches that are hidden
+    visible: Literal["predicted", "pasted"] | None = None  # masks: how visible patches are shown
+    hide: Literal["random", "boxes", "keypoints"] | None = None  # masks: which patches go first
     json: bool = False
 
     def run(self) -> int:

@@ -122,6 +122,29 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
+class Patchwise(Protocol):
+    """A backbone on patches that can look at some of them alone: a class token, then `grid` x `grid` positions in `pos_embed`."""
+
+    strides: tuple[int, ...]
+    widths: tuple[int, ...]
+    grid: int
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+
+    def patches(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The embedded patches (B, N, D) with their positions, row by row, and their grid (rows, columns)."""
+        ...
+
+    def through(self, patches: Tensor) -> Tensor:
+        """The normalised tokens (B, 1 + M, D) of M patches, the class token first."""
+        ...
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """As a Backbone's."""
+        ...
+
+
+@runtime_checkable
 class Embedder(Protocol):
     """A network that describes a picture by one vector: a classifier's last hidden layer, which probes and neighbours use."""
 

@@ -22,6 +22,7 @@ from opticus.verbs.explain_centring import centring
 from opticus.verbs.explain_field import receptive_field
 from opticus.verbs.explain_gradcam import gradcam
 from opticus.verbs.explain_layers import title_of
+from opticus.verbs.explain_masks import masks
 from opticus.verbs.explain_pictures import augmentations, numbers
 from opticus.verbs.explain_queries import decoder_attention, encoder_attention, slots
 from opticus.verbs.explain_request import Answer, Request, at_least, one_of
@@ -59,6 +60,7 @@ KINDS: dict[str, Kind] = {
     "receptive-field": Kind(receptive_field, "one", "Receptive field"),
     "augmentations": Kind(augmentations, "one", "Augmentations of a recipe"),
     "numbers": Kind(numbers, "none", "A picture as numbers"),
+    "masks": Kind(masks, "one", "Hidden patches restored"),
     "anchors": Kind(anchors, "one", "Anchors"),
     "objectness": Kind(objectness, "one", "Objectness of the proposal network"),
     "nms": Kind(suppression, "one", "Before and after suppression"),

@@ -6,7 +6,7 @@ Reference: timm 1.0 (Apache-2.0), whose loader reads the authors' npz files; tor
 
 *Differs*: trained without the representation layer (tanh) unless `representation` asks for it, as all fine-tuned files; inputs of
 another size than `size` get bicubically resized position embeddings (section 3.2 does so once, before fine-tuning).
-*Map*: eq. 1 -> `ViT.tokens`; eq. 2-3 -> `Block`; eq. 4 -> `ViT.forward`; appendix A -> `Attention`; table 1 -> `VARIANTS`.
+*Map*: eq. 1 -> `ViT.patches`; eq. 2-3 -> `Block`; eq. 4 -> `ViT.forward`; appendix A -> `Attention`; table 1 -> `VARIANTS`.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class ViT(nn.Module):
         fan_in = self.patch_embed.proj.weight[0].numel()
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)
 
-    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
-        """The encoder's normalised output (class token first) and the patch grid (rows, columns).
+    def patches(self, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
+        """The embedded patches with their positions (eq. 1 without the class token), and their grid (rows, columns).
 
         Pixels are zero-padded right and bottom to whole patches; position embeddings follow the grid.
         """
@@ -152,10 +152,20 @@ class ViT(nn.Module):
         positions = self.pos_embed
         if (rows, columns) != (self.grid, self.grid):
             positions = resize_positions(positions, (1, 1 + rows * columns, self.config.width), 1, (rows, columns))
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1) + positions
+        return x.flatten(2).transpose(1, 2) + positions[:, 1:], (rows, columns)
+
+    def through(self, patches: Float[Tensor, "B M D"]) -> Float[Tensor, "B 1+M D"]:
+        """The encoder's normalised output for all patches or some of them, the class token first."""
+        token = self.cls_token + self.pos_embed[:, :1]
+        x = torch.cat([token.expand(patches.shape[0], -1, -1), patches], dim=1)
         if self.config.dropout:
             x = F.dropout(x, self.config.dropout, self.training)
-        return self.norm(self.blocks(x)), (rows, columns)
+        return self.norm(self.blocks(x))
+
+    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
+        """The encoder's normalised output (class token first) and the patch grid (rows, columns), as in `patches`."""
+        x, grid = self.patches(pixels)
+        return self.through(x), grid
 
     def features(self, pixels: Float[Tensor, "B C H W"]) -> list[Tensor]:
         """One map of the normalised patch tokens, at the stride of the patches."""
@@ -231,6 +241,7 @@ VARIANTS: dict[str, Config] = {
     **_each("l16 l32", "in21k", classes=21843, representation=1024),
     **_each("h14", "in21k", classes=21843, representation=1280),
     **_each("s16 s8 b16 b8", "dino", classes=0),
+    **_each("b16 l16 h14", "mae", classes=0),
 }
 IGNORE = r"head\..+"  # a file's head has no place in a network with classes=0
 POSITIONS = {"pos_embed": 1}

@@ -69,6 +69,9 @@ _DINO_FILES = (
     ("b8_dino", "dino_vitbase8_pretrain", 77.4, 80.1),
 )
 
+# variant, size in the file's name: from timm 1.0.31
+_MAE_FILES = (("b16", "base"), ("l16", "large"), ("h14", "huge"))
+
 
 def _google(variant: str, file: str) -> Weights:
     return Weights(
@@ -118,6 +121,16 @@ def _dino(file: str, neighbours: float, linear: float) -> Weights:
     )
 
 
+def _mae(file: str) -> Weights:
+    return Weights(
+        url=f"https://dl.fbaipublicfiles.com/mae/pretrain/{file}.pth",
+        format="timm",
+        license="CC-BY-NC-4.0",
+        source="timm 1.0.31 models/vision_transformer.py",
+        prepare=_DEIT,
+    )
+
+
 WEIGHTS: dict[str, Weights] = {
     **{f"{variant}:{tag}": _google(variant, file) for variant, tag, file in _GOOGLE},
     "b16_in21k:orig": replace(
@@ -128,6 +141,7 @@ WEIGHTS: dict[str, Weights] = {
     **{f"{variant}:{tag}": _torchvision(file, top1, top5, prepare) for variant, tag, file, top1, top5, prepare in _TORCHVISION},
     **{f"{variant}:deit": _deit(variant, file, top1, top5) for variant, file, top1, top5 in _DEIT_FILES},
     **{f"{variant}:pretrained": _dino(file, near, linear) for variant, file, near, linear in _DINO_FILES},
+    **{f"{variant}_mae:pretrained": _mae(f"mae_pretrain_vit_{size}") for variant, size in _MAE_FILES},
     **{
         f"{variant}:huggingface": Weights(
             url=f"https://huggingface.co/google/{repository}/resolve/main/model.safetensors",
