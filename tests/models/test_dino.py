@@ -20,11 +20,11 @@ SMALL = {"outputs": 32, "hidden": 48, "bottleneck": 16}
 
 
 def learner(**options):
-    return dino.objective(new("dino/tiny"), **{**SMALL, **options}).train()
+    return dino.objective(new("dino/tiny_vit"), **{**SMALL, **options}).train()
 
 
 def batch(count=4):
-    return batch_for(new("dino/tiny"), "embed", count)
+    return batch_for(new("dino/tiny_vit"), "embed", count)
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_bad_settings_are_named():
 def test_a_run_leaves_a_plain_backbone_and_its_figures(tmp_path):
     train, val = (opticus.open_data("crops", split) for split in ("train", "val"))
     run = opticus.train(
-        "dino/tiny", data=Subset(train, range(32)), out=tmp_path / "run", steps=3, batch=8, quiet=True, backbone="resnet/tiny",
+        "dino/tiny", data=Subset(train, range(32)), out=tmp_path / "run", steps=3, batch=8, quiet=True,
         options={**SMALL, "teacher_epochs": 0}, log_every=1, save_every=10**6, workers=0,
     )  # fmt: skip
     rows = list(csv.DictReader((run.out / "results.csv").open()))
@@ -181,7 +181,7 @@ def test_a_run_leaves_a_plain_backbone_and_its_figures(tmp_path):
 
 def test_val_is_by_neighbours_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTICUS_HOME", str(tmp_path))
-    done = opticus.evaluate(opticus.create("dino/tiny", backbone="resnet/tiny"), data="digits", quiet=True)
+    done = opticus.evaluate(opticus.create("dino/tiny"), data="digits", quiet=True)
     assert 0.2 < done["top1"] < 1 and done.protocol["probe"]["method"] == "knn" and "fitted on" in done.protocol
     with pytest.raises(opticus.Error, match="neighbours in the train split"):
         opticus.evaluate(opticus.create("dino/tiny"), data="digits", split="train", quiet=True)
@@ -193,7 +193,7 @@ def test_the_alarm_is_given_while_it_happens(tmp_path, capsys, collapses):
     train = Subset(opticus.open_data("crops", "train"), range(64))
     change = {"balance": "none", "follows": "student"} if collapses else {}
     opticus.train(
-        "dino/tiny", data=train, out=tmp_path / "run", steps=40, batch=16, lr=1e-2, quiet=True, backbone="resnet/tiny",
+        "dino/tiny", data=train, out=tmp_path / "run", steps=40, batch=16, lr=1e-2, quiet=True,
         options={**SMALL, "teacher_epochs": 0, "frozen_epochs": 0, **change}, log_every=4, workers=0, test=False,
     )  # fmt: skip
     assert ("the representation collapses: " in capsys.readouterr().err) == collapses
@@ -209,7 +209,7 @@ def test_names_of_torch_hub_are_aliases():
 
 def test_a_published_file_of_either_kind_loads(tmp_path):
     """Backbone-only and full checkpoint, under the names of the authors, as torch writes them."""
-    model = opticus.create("dino/tiny")
+    model = opticus.create("dino/tiny_vit")
     plain = {k.removeprefix("backbone."): v for k, v in model.state_dict().items()}
     torch.save(plain, tmp_path / "backbone.pth")
     last = {"weight_g": torch.ones(8, 1), "weight_v": torch.ones(8, 4)}
@@ -220,6 +220,6 @@ def test_a_published_file_of_either_kind_loads(tmp_path):
         {"student": student, "teacher": teacher, "epoch": 3, "dino_loss": {"center": torch.zeros(1, 8)}}, tmp_path / "full.pth"
     )
     for name in ("backbone", "full"):
-        loaded = opticus.load("dino/tiny", tmp_path / f"{name}.pth", quiet=True)
+        loaded = opticus.load("dino/tiny_vit", tmp_path / f"{name}.pth", quiet=True)
         for key, value in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], value), (name, key)

@@ -8,7 +8,7 @@ import opticus
 
 
 def test_only_centred_and_sharpened_answers_are_sure_and_differ(tmp_path):
-    done = opticus.explain("centring", opticus.create("dino/tiny", backbone="resnet/tiny"), data="digits", out=tmp_path, limit=32)
+    done = opticus.explain("centring", opticus.create("dino/tiny"), data="digits", out=tmp_path, limit=32)
     found, most = done.numbers, math.log(24)
     assert found["centred"]["entropy"] > 0.95 * most and found["sharpened"]["entropy"] < 0.25 * most
     both = found["centred and sharpened"]
@@ -17,7 +17,7 @@ def test_only_centred_and_sharpened_answers_are_sure_and_differ(tmp_path):
 
 
 def test_bad_settings_are_named(tmp_path):
-    model = opticus.create("dino/tiny", backbone="resnet/tiny")
+    model = opticus.create("dino/tiny")
     with pytest.raises(opticus.Error, match="outputs must be a whole number of at least 2"):
         opticus.explain("centring", model, data="digits", out=tmp_path, outputs=1)
     with pytest.raises(opticus.Error, match="needs data="):

@@ -57,7 +57,7 @@ def network_cases():
     model = small().eval()
     state = fill_module(model)
     pixels, _ = network_input(PICTURES, Prepare())
-    base = {"variant": "tiny", "config": PART, "pictures": PICTURES, "prepare": {"mean": Prepare().mean, "std": Prepare().std}}
+    base = {"variant": "tiny_vit", "config": PART, "pictures": PICTURES, "prepare": {"mean": Prepare().mean, "std": Prepare().std}}
     yield {**base, "name": "backbone", "format": "dino", "state": state, "outputs": {"out": model(pixels)}}
     whole = (
         authors("utils")
@@ -86,7 +86,7 @@ def objective_case(name, epoch, options, crops, use_bn=False, norm_last=True):
     value.backward()
     squares = [p.grad.square().sum() for p in student.parameters() if p.grad is not None]
     return {
-        "name": name, "format": "dino_full", "variant": "tiny", "config": PART, "pictures": PICTURES, "state": state,
+        "name": name, "format": "dino_full", "variant": "tiny_vit", "config": PART, "pictures": PICTURES, "state": state,
         "prepare": {"mean": Prepare().mean, "std": Prepare().std},
         "objective": {"options": {"outputs": 20, "hidden": 16, "bottleneck": 12, **options}, "views": crops, "at": [epoch * 10, epoch, 400, 40]},
         "outputs": {"objective.dino": value.detach().reshape(1), "objective.gradient": torch.stack(squares).sum().sqrt().reshape(1)},

@@ -19,14 +19,15 @@ def small(model: str) -> Recipe:
     """Pictures of 32 pixels: two global crops of 32 and four local ones of 16, a small head, a quick teacher."""
     return Recipe(
         model,
-        "crops",
-        options={"outputs": 1024, "hidden": 256, "bottleneck": 64, "momentum": 0.99, "teacher_epochs": 0, "teacher": (0.04, 0.04)},
-        transforms=(multi_crop(32, 16, 4, scale=(0.4, 1.0), small_scale=(0.1, 0.4), sigma=(0.1, 0.8), flip=0.0),),
+        "textures",
+        options={"outputs": 256, "hidden": 256, "bottleneck": 64, "momentum": 0.98, "teacher_epochs": 0, "teacher": (0.04, 0.04)},
+        transforms=(multi_crop(32, 16, 4, scale=(0.3, 1.0), small_scale=(0.1, 0.3), sigma=(0.1, 0.8)),),
         batch=64,
-        steps=1200,
-        optim={"all": Optim("adamw", lr=1e-3, weight_decay=0.04, clip=3.0)},
-        schedules=(Schedule("cosine", warmup=0.1, end=1e-3), Schedule("cosine", "weight_decay", start=1.0, end=10.0)),
-        evaluate_every=300,
+        steps=700,
+        optim={"all": Optim("adamw", lr=3e-3, weight_decay=1e-3, clip=3.0)},
+        schedules=(Schedule("cosine", warmup=0.1, end=1e-3),),
+        precision="bf16",
+        evaluate_every=350,
         workers=1,
     )
 

@@ -306,7 +306,8 @@ def objective(network: Encoder, **options: Any) -> DINO:
 # --- variants ----------------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(Part("vit/tiny", classes=0)),
+    "tiny": Config(Part("resnet/tiny", classes=0)),
+    "tiny_vit": Config(Part("vit/tiny", classes=0)),
     "s16": Config(),
     "s8": Config(Part("vit/s8", classes=0)),
     "b16": Config(Part("vit/b16", classes=0)),

@@ -23,8 +23,8 @@ SETUP = (
     "Information is the entropy of the mean answer minus the mean entropy of the answers, in nats: 0 where all pictures get one answer. "
     "Without sharpening the teacher has the student's temperature."
 )
-VERSION = 1
-SEEDS = 2
+VERSION = 2
+SEEDS = 3
 STEPS = 160
 OUTPUTS = 256
 ARMS: dict[str, dict[str, Any]] = {
@@ -48,12 +48,12 @@ def measure(cell: Cell, folder: Any) -> dict[str, Any]:
     recipe = Recipe(
         "dino/tiny", "textures", options=options, batch=32, steps=cell["steps"], seed=cell["seed"], evaluate_every=0, log_every=LOG,
         transforms=(multi_crop(32, 16, 0, scale=(0.3, 1.0), sigma=(0.1, 0.8)),), save_every=10**9,
-        optim={"all": Optim("adamw", lr=3e-3, weight_decay=1e-3, clip=3.0)}, schedules=(Schedule("cosine", warmup=0.1, end=0.1),),
+        optim={"all": Optim("adamw", lr=3e-3, weight_decay=1e-3, clip=3.0)}, schedules=(Schedule("constant", warmup=0.1),), precision="bf16",
     )  # fmt: skip
     data: Any = pictures("textures", "train", 1500)
     with tempfile.TemporaryDirectory() as where:
         out = Path(where) / "run"
-        train("dino/tiny", data=data, out=out, recipe=recipe, backbone="resnet/tiny", quiet=True, test=False)
+        train("dino/tiny", data=data, out=out, recipe=recipe, quiet=True, test=False)
         rows = [row for row in csv.DictReader((out / "results.csv").open()) if row["watch/entropy"]]
     found: dict[str, Any] = {}
     for name in ("entropy", "kl", "information"):
@@ -74,7 +74,7 @@ def judge(rows: Sequence[Row]) -> list[Check]:
     flat = mean(figures_of(rows, "no sharpening", "entropy"))
     return [
         *checks,
-        Check("entropy of an answer without centring", *sharp, bound=0.1 * math.log(OUTPUTS), above=False),
+        Check("entropy of an answer without centring", *sharp, bound=0.25 * math.log(OUTPUTS), above=False),
         Check("entropy of an answer without sharpening", *flat, bound=0.9 * math.log(OUTPUTS)),
     ]
 
