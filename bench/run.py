@@ -1,6 +1,7 @@
 """make bench: every measurement in one go, printed as tables and written to docs/benchmarks.md.
 
-`python bench/run.py [models] [detectors] [selfsup] [ops] [loader]` runs only the named parts and leaves docs/benchmarks.md alone.
+`python bench/run.py [models] [detectors] [selfsup] [ops] [loader] [augment]` runs only the named parts and leaves
+docs/benchmarks.md alone.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "selfsup": ("Learning without labels", TIMES),
     "ops": ("Operations", TIMES),
     "loader": ("Loader", RATES),
+    "augment": ("Augmentation", RATES),
 }
 
 

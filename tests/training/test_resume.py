@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -120,3 +122,24 @@ def test_differences_see_a_single_bit() -> None:
     assert differences(state, state) == (1, [])
     assert differences(state, other)[1] == ["/a/0"]
     assert differences(state, {"a": [state["a"][0], {"b": 4}]})[1] == ["/a/1/b"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["at any place", "forwards only"])
+def test_runs_over_shards_resume_bit_equal(packed: bool, tmp_path: Path) -> None:
+    data = opticus.export_data("digits", "shards", tmp_path / "data", limit=90)
+    shard = data / "train-000000.tar"
+    with tarfile.open(shard) as file:
+        members = file.getmembers()
+        for number in range(3):  # several small shards out of one
+            with tarfile.open(data / f"train-00001{number}.tar", "w") as part:
+                for member in members[number * 60 : number * 60 + 60]:
+                    part.addfile(member, file.extractfile(member))
+    shard.unlink()
+    for path in sorted(data.glob("*.tar")) if packed else ():
+        path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    out = tmp_path / "run"
+    options = {"steps": 2, "evaluate_every": 0, "test": False, "quiet": True, "batch": 16, "workers": 1}
+    opticus.train("lenet/5", data, out=out, **options)
+    found = verify_resume(out, 14, kills=1)  # more than two epochs
+    assert found.killed_at and found.equal

@@ -72,10 +72,16 @@ def _extract(path: Path, folder: Path, limit: int) -> None:
 
 def _checked(path: Path, name: str) -> str:
     """The entry's name if it stays inside the folder."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts or "\0" in name:
+    if not stays_inside(name):
         raise DataError(f"{path}: entry {name!r} would be written outside the folder; refused")
     return name
+
+
+def stays_inside(name: str) -> bool:
+    """Whether an entry of this name would be written inside the folder it is unpacked to."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    outside = posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts
+    return not outside and "\0" not in name
 
 
 def _zip_entries(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +109,8 @@ def doctor(source: str | Path | Iterable[Sample], *, splits: Iterable[str] | Non
 
     Errors: corrupt or truncated pictures, boxes that are empty, negative, outside or not finite, unknown categories and images,
     duplicate ids, sizes that contradict the picture. Warnings: the same picture in two splits or twice in one, classes without
-    objects, file names with the wrong extension. Information: EXIF rotation. Raises DataError only when there is no data set.
+    objects, file names with the wrong extension. Of shards also: cut-off or damaged tar files, samples without picture or class,
+    members there twice or whose name leads outside; nothing is unpacked. Information: EXIF rotation. Raises DataError only when there is no data set.
     """
     held = source if isinstance(source, (str, Path)) else list(source)
     first = _any_split(held, splits)
@@ -168,7 +169,10 @@ class _Examiner:
     def __call__(self, index: int) -> _Look:
         record, file = self.data.id_of(index), self.data.file_of(index)
         if file is not None:
-            return self._file(index, record, file)
+            return self._encoded(index, record, str(file), file.read_bytes, file.suffix.lower())
+        if hasattr(self.data, "raw_of"):  # a picture's file inside a shard
+            shards: Any = self.data
+            return self._encoded(index, record, "", lambda: shards.raw_of(index).picture, "")
         sample = self.data[index]
         picture = sample.inputs.get("image")
         if not isinstance(picture, Picture):
@@ -176,30 +180,34 @@ class _Examiner:
         pixels = picture.pixels.contiguous().numpy()
         return _Look(record, "", [], digest(repr(pixels.shape), pixels), sample.target)
 
-    def _file(self, index: int, record: str, file: Path) -> _Look:
+    def _encoded(self, index: int, record: str, file: str, read: Callable[[], bytes], suffix: str) -> _Look:
+        """The look at a picture's file, of which `read` gives the bytes; `suffix` is that of its name, "" if it does not matter."""
         found: list[Finding] = []
 
         def note(kind: str, severity: Severity, detail: str) -> None:
-            found.append(Finding(kind, severity, record, str(file), detail, self.data.split))
+            found.append(Finding(kind, severity, record, file, detail, self.data.split))
 
-        target = self.data.target_of(index) if self.data.boxes is None else None
+        target = None
         try:
-            raw = file.read_bytes()
-            size = decode(raw, str(file)).size
-            head = header(raw, str(file))
+            target = self.data.target_of(index) if self.data.boxes is None else None
+            raw = read()
+            size = decode(raw, file or record).size
+            head = header(raw, file or record)
         except (ImageError, OSError) as error:
             note("unreadable picture", "error", str(error))
-            return _Look(record, str(file), found, "", target)
+            return _Look(record, file, found, "", target)
+        except DataError:  # a sample without target or bytes: among the reader's notes
+            return _Look(record, file, found, "", target)
         if head.orientation != 1:
             note("EXIF rotation", "info", f"orientation {head.orientation} is applied when the picture is read")
-        if file.suffix.lower() not in _SUFFIXES.get(head.format, {file.suffix.lower()}):
-            note("wrong extension", "warning", f"the name ends in {file.suffix!r} but the file is {head.format}")
+        if suffix and suffix not in _SUFFIXES.get(head.format, {suffix}):
+            note("wrong extension", "warning", f"the name ends in {suffix!r} but the file is {head.format}")
         stated = np.asarray(getattr(self.data, "sizes", np.zeros((0, 2))))
         if len(stated) and stated[index].all() and tuple(stated[index].tolist()) != size:
             words = f"the annotations say {stated[index][1]}x{stated[index][0]}, the picture has {size[1]}x{size[0]}"
             turned = " after its EXIF rotation" if head.orientation in (5, 6, 7, 8) else ""
             note("size mismatch", "error", words + turned)
-        return _Look(record, str(file), found, digest(raw), target)
+        return _Look(record, file, found, digest(raw), target)
 
 
 def _repeats(seen: dict[str, list[tuple[str, str, str]]]) -> Iterator[Finding]:

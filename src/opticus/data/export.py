@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import pickle
 import shutil
+import tarfile
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +22,8 @@ from opticus.data.open import open_data
 from opticus.data.records import Source
 from opticus.structures import Classes, DataError, Instances, UnknownNameError, UsageError
 
-ExportFormat = Literal["coco", "voc", "yolo", "folder", "mnist", "cifar", "cifar-python"]
+ExportFormat = Literal["coco", "voc", "yolo", "folder", "mnist", "cifar", "cifar-python", "shards"]
+SHARD = 1000  # samples in a shard
 _IDX = {"train": "train", "val": "val", "test": "t10k"}
 
 
@@ -36,7 +39,8 @@ def export_data(name: str, format: ExportFormat, folder: str | Path, *, limit: i
     """Write every split of the embedded set `name` in `format` into the new or empty folder `folder`, whole or not at all; returns it.
 
     Detection data can be written as "coco" (with masks as uncompressed RLE), "voc" or "yolo"; classification data as "folder",
-    "mnist" (IDX, gzip; 28x28 gray), "cifar" (binary) or "cifar-python" (32x32 RGB, smaller pictures centred on black).
+    "mnist" (IDX, gzip; 28x28 gray), "cifar" (binary), "cifar-python" (32x32 RGB, smaller pictures centred on black) or "shards"
+    (WebDataset: tar files of up to 1,000 samples; `name` may also be a folder of pictures, whose files are kept as they are).
     Pictures in files are PNG. `limit` is the most samples of each split. Raises UsageError when the data cannot be
     written in the format, DataError when the folder is not empty.
     """
@@ -69,7 +73,11 @@ def export_data(name: str, format: ExportFormat, folder: str | Path, *, limit: i
 def save_png(pixels: npt.NDArray[np.uint8], file: Path) -> None:
     """Write (H, W, C) uint8 losslessly, quickly rather than small."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG", compress_level=1)
+    _image(pixels).save(file, "PNG", compress_level=1)
+
+
+def _image(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _instances(data: Source, index: int) -> Instances:
@@ -207,6 +215,33 @@ def _cifar_python(splits: Iterable[Source], to: _Target) -> None:
         (to.folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [n.encode() for n in data.names]}, protocol=2))
 
 
+def _shards(splits: Iterable[Source], to: _Target) -> None:
+    for data in splits:
+        count = to.count(data)
+        labels = [int(t.labels[0]) for t in map(data.target_of, range(count)) if isinstance(t, Classes)]
+        for first in range(0, count, SHARD):
+            with tarfile.open(to.folder / f"{data.split}-{first // SHARD:06d}.tar", "w", format=tarfile.GNU_FORMAT) as shard:
+                for i in range(first, min(first + SHARD, count)):
+                    _add(shard, data, i, labels[i])
+        (to.folder / "classes.txt").write_text("".join(f"{name}\n" for name in data.names), "utf-8")
+
+
+def _add(shard: tarfile.TarFile, data: Source, index: int, label: int) -> None:
+    """A sample's two members; the key is its number and its id without dots, which would end it."""
+    file = data.file_of(index)
+    if file is None:
+        suffix, picture = ".png", io.BytesIO()
+        _image(_pixels(data, index)).save(picture, "PNG", compress_level=1)
+        content = picture.getvalue()
+    else:
+        suffix, content = file.suffix.lower(), file.read_bytes()
+    key = f"{index:08d}_{Path(data.id_of(index)).stem}".replace(".", "_")
+    for end, part in ((suffix, content), (".cls", str(label).encode())):
+        member = tarfile.TarInfo(key + end)  # without owner and time: the same data make the same bytes
+        member.size = len(part)
+        shard.addfile(member, io.BytesIO(part))
+
+
 def _batch_name(split: str) -> str:
     return "data_batch_1" if split == "train" else f"{split}_batch"
 
@@ -243,4 +278,5 @@ _WRITERS: dict[str, Callable[[Iterable[Source], _Target], None]] = {
     "mnist": _mnist,
     "cifar": _cifar,
     "cifar-python": _cifar_python,
+    "shards": _shards,
 }

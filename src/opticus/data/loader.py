@@ -12,6 +12,7 @@ import torch
 from torch.utils import data as torch_data
 
 from opticus.data.collate import collate
+from opticus.data.stream import Forward, Sequential, Shape, StreamOrder
 from opticus.structures import Batch, DataError, Dataset, Prepare, Sample, UsageError
 from opticus.transforms.draw import draw_for
 
@@ -105,16 +106,22 @@ class Plan:
     even: bool = False  # the shares are kept within one draw a sample and epoch
 
 
+def share_of(n: int, plan: Plan, world: int) -> int:
+    """Samples of a micro-batch for each process; DataError if a batch cannot be divided so."""
+    size = min(plan.batch, n) // plan.accumulate
+    if size == 0 or size % world:
+        raise DataError(
+            f"{n} samples in batches of {min(plan.batch, n)} cannot be split into {plan.accumulate} micro-batches over {world} processes"
+        )
+    return size // world
+
+
 class Order(torch_data.Sampler[list[tuple[int, int, int]]]):
     """Endless micro-batches of (epoch, index, optimiser step) for one process, from any starting point."""
 
     def __init__(self, n: int, plan: Plan, start: int, rank: int, world: int) -> None:
         self.n, self.plan, self.start, self.rank, self.world = n, plan, start, rank, world
-        self.size = min(plan.batch, n) // plan.accumulate
-        if self.size == 0 or self.size % world:
-            raise DataError(
-                f"{n} samples in batches of {min(plan.batch, n)} cannot be split into {plan.accumulate} micro-batches over {world} processes"
-            )
+        self.size = share_of(n, plan, world) * world
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         per_epoch = steps_per_epoch(self.n, self.plan.batch) * self.plan.accumulate
@@ -129,15 +136,18 @@ class Order(torch_data.Sampler[list[tuple[int, int, int]]]):
 
 
 class Drawn(torch_data.Dataset[Sample]):
-    """A data set whose items are transformed with randomness that is a function of (seed, epoch, index)."""
+    """A data set whose items are transformed with randomness that is a function of (seed, epoch, index).
 
-    def __init__(self, dataset: Dataset, transforms: Sequence[Transform], seed: int) -> None:
-        self.dataset, self.transforms, self.seed = dataset, tuple(transforms), seed
+    `forward` reads data that can only be read in order; it has no further samples at hand for mosaic and mix-up.
+    """
+
+    def __init__(self, dataset: Dataset, transforms: Sequence[Transform], seed: int, forward: Forward | None = None) -> None:
+        self.dataset, self.transforms, self.seed, self.forward = dataset, tuple(transforms), seed, forward
 
     def __getitem__(self, key: tuple[int, int, int]) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
         epoch, index, step = key
-        draw = draw_for(self.seed, epoch, index, another=self._another, step=step)
-        sample = self.dataset[index]
+        draw = draw_for(self.seed, epoch, index, another=self._another if self.forward is None else None, step=step)
+        sample = self.dataset[index] if self.forward is None else self.forward.sample(epoch, index)
         for transform in self.transforms:
             sample = transform(sample, draw)
         return sample
@@ -154,15 +164,26 @@ class _Collate:
         return collate(samples, self.rule)
 
 
+def _streamed(data: Sequential, n: int, plan: Plan, start: int, rank: int, world: int) -> tuple[StreamOrder, Forward]:
+    if plan.shares is not None:
+        raise UsageError("sampling other than 'uniform' needs shards that can be read at any place: plain .tar files on a disk")
+    per_epoch = steps_per_epoch(n, plan.batch) * plan.accumulate
+    shape = Shape(plan.seed, share_of(n, plan, world), per_epoch, world, plan.accumulate)
+    return StreamOrder(shape, data.shard_of, start, rank), Forward(data, shape)
+
+
 def batches(
     dataset: Dataset, transforms: Sequence[Transform], rule: Prepare, plan: Plan, *, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
     """Endless micro-batches from micro-batch `start` on. Raises DataError if the data set is empty."""
     if len(dataset) == 0:
         raise DataError("the data set has no samples to train on")
+    order, forward = Order(len(dataset), plan, start, rank, world), None
+    if isinstance(dataset, Sequential) and dataset.sequential:
+        order, forward = _streamed(dataset, len(dataset), plan, start, rank, world)
     loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
-        Drawn(dataset, transforms, plan.seed),
-        batch_sampler=Order(len(dataset), plan, start, rank, world),
+        Drawn(dataset, transforms, plan.seed, forward),
+        batch_sampler=order,
         collate_fn=_Collate(rule),
         num_workers=plan.workers,
         generator=torch.Generator().manual_seed(plan.seed),  # the loader's own draw must not move the global generator

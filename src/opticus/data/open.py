@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from opticus.data import archive, cifar, coco, folder, mnist, openimages, tags, voc, yolo
+from opticus.data import archive, cifar, coco, folder, mnist, openimages, shards, tags, tar, voc, yolo
 from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -40,6 +40,7 @@ FORMATS = (
     Format("cifar", "data_batch_* or train.bin (CIFAR)", cifar.matches, cifar.read),
     Format("mnist", "*-images-idx3-ubyte[.gz] with labels (MNIST)", mnist.matches, mnist.read),
     Format("tags", "labels.csv with the columns file and labels", tags.matches, tags.read),
+    Format("shards", "*.tar with pictures and .cls, .json or .txt beside them (WebDataset)", shards.matches, shards.read),
     Format("folder", "<class>/*.jpg or <split>/<class>/*.jpg (folders of pictures)", folder.matches, folder.read),
 )
 
@@ -98,11 +99,13 @@ def format_of(path: Path) -> Format:
 
 
 def _from_path(path: Path, split: str, word: str) -> Source:
+    if shards.is_pattern(word) and not path.exists():
+        return shards.read(str(path) if not (tar.is_url(word) or word.startswith("pipe:")) else word, split)
     if not path.exists():
         near = nearest(word, EMBEDDED)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(f"{word}: neither an embedded data set ({', '.join(EMBEDDED)}) nor a path that exists{hint}")
-    if path.is_file() and archive.is_archive(path):
+    if path.is_file() and archive.is_archive(path) and not shards.matches(path):
         path = archive.unpack(path)
     try:
         return format_of(path).read(path, split)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,24 @@ class Subset:
     def target_of(self, index: int) -> Target | None:
         """The target of record `index` alone."""
         return self.base.target_of(int(self.indices[index]))
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the records are cheap to read only one after the other (`data.stream`)."""
+        return bool(getattr(self.base, "sequential", False))
+
+    @property
+    def shard_of(self) -> npt.NDArray[np.int32]:
+        """(records,) the shard of every record; of sequential data only."""
+        return cast(Any, self.base).shard_of[self.indices]
+
+    def raw_of(self, index: int, reads: Any = None) -> Any:
+        """The undecoded bytes of record `index` of data in shards."""
+        return cast(Any, self.base).raw_of(int(self.indices[index]), reads)
+
+    def sample_of(self, index: int, raw: Any) -> Sample:
+        """Record `index` of data in shards from its bytes."""
+        return cast(Any, self.base).sample_of(int(self.indices[index]), raw)
 
     def file_of(self, index: int) -> Path | None:
         """The picture's file, where there is one."""

@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 _YIQ = np.array([LUMINANCE, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])
 _RGB = np.linalg.inv(_YIQ)
 _GREY = np.array(LUMINANCE)
+BAND = 64  # outputs of a blur that are made at once
 _STEPS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -85,25 +86,35 @@ def _counted(pixels: Tensor) -> int:
     return channels
 
 
-def pixels_of(planes: Tensor, like: Tensor, half: float = 0.5) -> Tensor:
+def pixels_of(planes: Tensor, like: Tensor, half: float = 0.5, spare: Tensor | None = None) -> Tensor:
     """(H, W, C) uint8 pixels shaped as `like` from planes (C, H*W), which are overwritten: rounded and clamped.
 
-    `half` is what is added before cutting off decimals; 0 where a map has added it already.
+    `half` is what is added before cutting off decimals; 0 where a map has added it already. `spare` is a second buffer like `planes`
+    that may be overwritten: fresh memory costs more than the arithmetic.
     In memory they stay planes (a transposed view): the next colour transform and the collation, which want planes, copy nothing.
     """
     height, width, channels = like.shape
     # by way of int16, as float32 -> uint8 is not vectorised
-    whole = (planes.add_(half) if half else planes).clamp_(0, 255).to(torch.int16).to(torch.uint8)
+    values = (planes.add_(half) if half else planes).clamp_(0, 255)
+    room = None if spare is None else spare.view(-1).view(torch.int16)[: values.numel()].view(values.shape)
+    whole = (values.to(torch.int16) if room is None else room.copy_(values)).to(torch.uint8)
     return whole.view(channels, height, width).permute(1, 2, 0)
 
 
 def jittered(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """All steps as one affine map of colour space, applied to (H, W, C) uint8 pixels."""
-    return pixels_of(_mapped(colours_of(pixels), steps, 0.5), pixels, 0.0)
+    colours = colours_of(pixels)
+    planes = _mapped(colours, steps, 0.5)
+    return pixels_of(planes, pixels, 0.0, None if planes is colours else _buffer(colours))
 
 
-def _mapped(colours: Tensor, steps: list[tuple[str, float]], more: float = 0.0) -> Tensor:
-    """Colours (C, N) through the one affine map that `steps` amount to, plus `more`, not clamped, as contiguous planes.
+def _buffer(colours: Tensor) -> Tensor:
+    """The memory of colours (C, N), in whichever order they lie, as planes to be overwritten."""
+    return colours if colours.is_contiguous() else colours.t().view(colours.shape)
+
+
+def _mapped(colours: Tensor, steps: list[tuple[str, float]], more: float = 0.0, out: Tensor | None = None) -> Tensor:
+    """Colours (C, N) through the one affine map that `steps` amount to, plus `more`, not clamped, as contiguous planes, in `out`.
 
     `colours` may be overwritten.
     """
@@ -113,7 +124,7 @@ def _mapped(colours: Tensor, steps: list[tuple[str, float]], more: float = 0.0) 
     if len(colours) == 1:  # every step maps grey to grey, so a row's sum is the whole gain
         return colours.mul_(float(table[0, :3].sum())).add_(float(table[0, 3]))
     map = torch.from_numpy(table.astype(np.float32))
-    return torch.addmm(map[:, 3:], map[:, :3], colours)
+    return torch.addmm(map[:, 3:], map[:, :3], colours, out=out)
 
 
 def _mean(colours: Tensor) -> list[float]:
@@ -150,7 +161,7 @@ def _hue_matrix(turns: float) -> Floats:
 
 def jittered_stepwise(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
     """The steps one after the other on (H, W, C) uint8 pixels, clamped to [0, 255] after each; hue in HSV."""
-    planes = colours_of(pixels)
+    planes, spare = colours_of(pixels), None  # two buffers take turns
     waiting: list[tuple[str, float]] = []
     for name, amount in steps:
         if name != "hue":
@@ -158,32 +169,50 @@ def jittered_stepwise(pixels: Tensor, steps: list[tuple[str, float]]) -> Tensor:
             if amount <= 1:  # a step towards black or grey stays in range: it needs no clamp and joins the next one's map
                 continue
         if waiting:
-            planes = _mapped(planes, waiting).clamp_(0, 255)
+            planes, spare = _turned(planes, spare, waiting)
+            planes.clamp_(0, 255)
             waiting = []
         if name == "hue" and len(planes) == 3:
-            planes = hue_shifted(planes.contiguous(), amount)
+            if not planes.is_contiguous():
+                planes, spare = _turned(planes, spare, [])  # a product with the identity transposes three times as fast
+            planes = hue_shifted(planes, amount, spare)
     if not waiting:
-        return pixels_of(planes.contiguous(), pixels)
-    return pixels_of(_mapped(planes, waiting, 0.5), pixels, 0.0)
+        planes, spare = (planes, spare) if planes.is_contiguous() else _turned(planes, spare, [])
+        return pixels_of(planes, pixels, spare=spare)
+    planes, spare = _turned(planes, spare, waiting, 0.5)
+    return pixels_of(planes, pixels, 0.0, spare)
 
 
-def hue_shifted(planes: Tensor, turns: float) -> Tensor:
+def _turned(
+    colours: Tensor, spare: Tensor | None, steps: list[tuple[str, float]], more: float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """The mapped colours, in `spare` if there is one, and the buffer that is free now."""
+    planes = _mapped(colours, steps, more, spare)
+    return planes, None if planes is colours else _buffer(colours)
+
+
+def hue_shifted(planes: Tensor, turns: float, spare: Tensor | None = None) -> Tensor:
     """Turn the hue of planes (3, N) in HSV by `turns`, |turns| <= 0.5, in place; value and saturation stay.
+
+    `spare` is a second buffer like `planes` for intermediate values.
 
     HSV as Smith (1978) defines it, written without its six cases. With low and high the extreme channels and d their distance, the
     hue is h = +-(green + blue - red + high - 2 low) / d sixths of the circle, with the sign of green - blue, and the new channels are
     low + d * w, where w clamped to [0, 1] is |h - 3| - 1 for red, 2 - |h - 2| for green and 2 - |h - 4| for blue, h in [0, 6).
     """
     red, green, blue = planes
-    high = torch.maximum(torch.maximum(red, green), blue)
-    low = torch.minimum(torch.minimum(red, green), blue)
+    high, low, sixths = torch.empty_like(planes) if spare is None else spare
+    torch.maximum(torch.maximum(red, green, out=high), blue, out=high)
+    torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
     spread = high - low
-    sixths = torch.add(green, blue).sub_(red).add_(high).sub_(low, alpha=2).div_(torch.clamp(spread, min=1e-12, out=high))
+    sixths = (
+        torch.add(green, blue, out=sixths).sub_(red).add_(high).sub_(low, alpha=2).div_(torch.clamp(spread, min=1e-12, out=high))
+    )
     sixths = torch.copysign(sixths, torch.sub(green, blue, out=high), out=sixths)
     hue = torch.add(torch.tensor(1 + turns), sixths, alpha=1 / 6, out=sixths).frac_()  # in turns; one more, as frac_ keeps the sign
-    base = torch.sub(low, spread)
+    base = low.sub_(spread)
     torch.addcmul(base, spread, torch.sub(hue, 3 / 6, out=high).abs_().clamp_(1 / 6, 2 / 6), value=6, out=red)
-    torch.add(low, spread, alpha=2, out=base)  # from here 2 - clamp(|h - c|, 1, 2) = clamp(2 - |h - c|, 0, 1)
+    base.add_(spread, alpha=3)  # from here 2 - clamp(|h - c|, 1, 2) = clamp(2 - |h - c|, 0, 1)
     torch.addcmul(base, spread, torch.sub(hue, 2 / 6, out=high).abs_().clamp_(1 / 6, 2 / 6), value=-6, out=green)
     torch.addcmul(base, spread, hue.sub_(4 / 6).abs_().clamp_(1 / 6, 2 / 6), value=-6, out=blue)
     return planes
@@ -199,7 +228,8 @@ class Grayscale:
         pixels = sample.picture.pixels
         if not draw.chance(self.p) or pixels.shape[2] == 1:
             return sample
-        return sample.with_picture(channelled(channelled(pixels, 1, sample.id), 3), sample.target)
+        grey = channelled(pixels, 1, sample.id)[..., 0]
+        return sample.with_picture(grey.expand(3, -1, -1).contiguous().permute(1, 2, 0), sample.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,20 +250,38 @@ class Blur:
 
 
 def blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """(H, W, C) uint8 pixels convolved with a Gaussian of `sigma` pixels."""
+    """(H, W, C) uint8 pixels convolved with a Gaussian of `sigma` pixels.
+
+    Each axis is a product with a band matrix, `BAND` rows at a time: few passes over memory, and the mirrors are in the matrix.
+    """
     reach = math.ceil(3 * sigma)
-    taps = torch.exp(-(torch.arange(reach + 1, dtype=torch.float64) ** 2) / (2 * sigma**2)) if sigma > 0 else torch.ones(1).double()
-    weights = (taps / (2 * taps.sum() - taps[0])).tolist()
-    planes = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    for axis in (1, 2):
-        length = int(planes.shape[axis])
-        place = mirrored(torch.arange(-reach, length + reach), length)
-        wide = planes.index_select(axis, place)
-        planes = wide.narrow(axis, reach, length) * weights[0]
-        for k in range(1, len(weights)):
-            planes.add_(wide.narrow(axis, reach - k, length), alpha=weights[k])
-            planes.add_(wide.narrow(axis, reach + k, length), alpha=weights[k])
-    return pixels_of(planes.reshape(len(planes), -1), pixels)
+    offsets = torch.arange(-reach, reach + 1)
+    taps = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2)) if sigma > 0 else torch.ones(1).double()
+    weights = (taps / taps.sum()).float()
+    height, width, channels = pixels.shape
+    planes = pixels.permute(2, 0, 1).contiguous().to(torch.float32)
+    half = torch.empty_like(planes)
+    band = _band(height, offsets, weights)
+    for rows, used in _blocks(height, reach):
+        for plane, out in zip(planes, half):
+            torch.mm(band[rows, used], plane[used], out=out[rows])
+    band = (band if width == height else _band(width, offsets, weights)).t()
+    lines, out = half.view(-1, width), planes.view(-1, width)
+    for columns, used in _blocks(width, reach):
+        torch.mm(lines[:, used], band[used, columns], out=out[:, columns])
+    return pixels_of(planes.view(channels, -1), pixels, spare=half.view(channels, -1))
+
+
+def _band(length: int, offsets: Tensor, weights: Tensor) -> Tensor:
+    """(length, length): row i weighs the pixels i + offsets, mirrored at the border."""
+    place = mirrored(torch.arange(length)[:, None] + offsets, length)
+    return torch.zeros(length, length).scatter_add_(1, place, weights.expand(length, -1))
+
+
+def _blocks(length: int, reach: int) -> list[tuple[slice, slice]]:
+    """Blocks of `BAND` outputs and the inputs they need; mirrored ones lie inside."""
+    starts = range(0, length, BAND)
+    return [(slice(s, min(s + BAND, length)), slice(max(s - reach, 0), min(s + BAND + reach, length))) for s in starts]
 
 
 def mirrored(index: Tensor, length: int) -> Tensor:
@@ -318,7 +366,8 @@ class Erase:
 
 def solarised(pixels: Tensor, threshold: float) -> Tensor:
     """Values of at least `threshold` become 255 - value."""
-    return torch.where(pixels >= threshold, 255 - pixels, pixels)
+    high = (pixels >= threshold).view(torch.uint8)
+    return high.neg_().bitwise_xor_(pixels)  # x ^ 255 = 255 - x
 
 
 def posterised(pixels: Tensor, bits: int) -> Tensor:

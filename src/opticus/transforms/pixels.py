@@ -40,9 +40,10 @@ def channelled(pixels: Tensor, channels: int, name: str = "picture") -> Tensor:
     if found == 1 and channels == 3:
         return pixels.expand(-1, -1, 3).contiguous()
     if found == 3 and channels == 1:
-        wide = pixels.to(torch.int32)
-        grey = (wide[..., 0] * 19595 + wide[..., 1] * 38470 + wide[..., 2] * 7471 + 32768) >> 16
-        return grey.to(torch.uint8)[..., None]
+        # whole numbers below 2^24 are exact in float32, in whichever order they are added
+        wide = pixels.to(torch.float32)
+        grey = torch.add(wide[..., 0] * 19595, wide[..., 1], alpha=38470).add_(wide[..., 2], alpha=7471).add_(32768).mul_(2**-16)
+        return grey.to(torch.int16).to(torch.uint8)[..., None]
     raise ImageError(f"{name}: the network takes {channels} channels and the picture has {found}; only 1 <-> 3 is converted")
 
 
