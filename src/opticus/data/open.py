@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from opticus.data import archive, cifar, coco, folder, mnist, openimages, tags, voc, yolo
+from opticus.data import archive, cifar, coco, davis, folder, mnist, openimages, tags, voc, yolo
 from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -19,7 +19,7 @@ from opticus.structures import DataError, Sample, UnknownNameError, UsageError, 
 
 OnBad = Literal["raise", "quarantine", "keep"]
 HARDER = ("small", "crowded", "occluded", "cluttered", "varied", "hard")  # kinds of "scenes"
-EMBEDDED = ("digits", "scenes", "crops", "textures", *(f"scenes-{kind}" for kind in HARDER))
+EMBEDDED = ("digits", "scenes", "crops", "textures", "videos", *(f"scenes-{kind}" for kind in HARDER))
 
 
 class Format(NamedTuple):
@@ -34,6 +34,7 @@ class Format(NamedTuple):
 # Tried in this order; the folder of pictures comes last because it matches most.
 FORMATS = (
     Format("coco", "a COCO, LVIS or Objects365 JSON, annotations/*.json or */_annotations.coco.json", coco.matches, coco.read),
+    Format("davis", "JPEGImages/480p/<sequence>/ beside ImageSets/2017/*.txt (DAVIS)", davis.matches, davis.read),
     Format("voc", "Annotations/*.xml (Pascal VOC)", voc.matches, voc.read),
     Format("openimages", "*-annotations-bbox.csv (Open Images)", openimages.matches, openimages.read),
     Format("yolo", "data.yaml, or images/ beside labels/ (YOLO)", yolo.matches, yolo.read),
@@ -52,7 +53,7 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", "scenes-hard", a folder, file or archive in a known
+    """The data set `source`: "digits", "scenes", "crops", "textures", "videos", "scenes-hard", a folder, file or archive in a known
     format, or an iterable of `Sample`;
     "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?).
 
@@ -153,8 +154,10 @@ def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
     from opticus.data.embedded.digits import Digits
     from opticus.data.embedded.scenes import Scenes
     from opticus.data.embedded.textures import Textures
+    from opticus.data.embedded.videos import Videos
 
     makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops, "textures": Textures}
+    makers["videos"] = Videos
     makers |= {f"scenes-{kind}": functools.partial(Scenes, challenge=kind) for kind in HARDER}
     splits = ("train", "val", "test")
     if split not in splits:

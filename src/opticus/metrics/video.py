@@ -238,11 +238,11 @@ def _window(masks: Bools) -> tuple[slice, slice, slice]:
 __all__ = [
     "VOID",
     "Statistics",
-    "resampled",
     "VideoSegmentation",
     "contour_accuracy",
     "contours",
     "dilated",
     "region_similarity",
+    "resampled",
     "statistics",
 ]
