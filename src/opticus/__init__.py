@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from opticus.verbs.match import cascade, match
     from opticus.verbs.models import create, identify, load, save
     from opticus.verbs.probe import probe
+    from opticus.verbs.propagate import propagate
     from opticus.verbs.prove import prove
     from opticus.verbs.tokens import token_cosine
     from opticus.zoo import list_models
@@ -48,6 +49,7 @@ _WHERE = {
     "match": "opticus.verbs.match",
     "open_data": "opticus.data.open",
     "probe": "opticus.verbs.probe",
+    "propagate": "opticus.verbs.propagate",
     "prove": "opticus.verbs.prove",
     "save": "opticus.verbs.models",
     "token_cosine": "opticus.verbs.tokens",
@@ -74,6 +76,7 @@ __all__ = [
     "match",
     "open_data",
     "probe",
+    "propagate",
     "prove",
     "save",
     "token_cosine",
