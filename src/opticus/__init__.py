@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opticus.recipes.choose import explain, train
     from opticus.structures import Error, Sample
     from opticus.training.recipe import Recipe
+    from opticus.verbs.attention_masks import attention_masks
     from opticus.verbs.compare import compare
     from opticus.verbs.evaluate import evaluate
     from opticus.verbs.evaluate_results import evaluate_results
@@ -34,6 +35,7 @@ _WHERE = {
     "Error": "opticus.structures",
     "Recipe": "opticus.training.recipe",
     "Sample": "opticus.structures",
+    "attention_masks": "opticus.verbs.attention_masks",
     "cascade": "opticus.verbs.match",
     "compare": "opticus.verbs.compare",
     "create": "opticus.verbs.models",
@@ -61,6 +63,7 @@ __all__ = [
     "Recipe",
     "Sample",
     "__version__",
+    "attention_masks",
     "cascade",
     "compare",
     "create",

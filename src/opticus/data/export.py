@@ -38,9 +38,10 @@ def export_data(name: str, format: ExportFormat, folder: str | Path, *, limit: i
     """Write every split of the embedded set `name` in `format` into the new or empty folder `folder`, whole or not at all; returns it.
 
     Detection data can be written as "coco" (with masks as uncompressed RLE), "voc" or "yolo"; classification data as "folder",
-    "mnist" (IDX, gzip; 28x28 gray), "cifar" (binary) or "cifar-python" (32x32 RGB, smaller pictures centred on black); clips as "davis".
-    Pictures in files are PNG (DAVIS's frames JPEG). `limit` is the most samples (DAVIS: clips) of each split. Raises UsageError when the data cannot be
-    written in the format, DataError when the folder is not empty.
+    "mnist" (IDX, gzip; 28x28 gray), "cifar" (binary) or "cifar-python" (32x32 RGB, smaller pictures centred on black); clips
+    as "davis".
+    Pictures in files are PNG (DAVIS's frames JPEG). `limit` is the most samples (DAVIS: clips) of each split. Raises UsageError when
+    the data cannot be written in the format, DataError when the folder is not empty.
     """
     if format not in _WRITERS:
         raise UnknownNameError("export format", format, _WRITERS)

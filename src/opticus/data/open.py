@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from opticus.data import archive, cifar, coco, davis, folder, mnist, openimages, tags, voc, yolo
+from opticus.data import archive, cifar, coco, davis, folder, mnist, openimages, segments, tags, voc, yolo
 from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -55,7 +55,8 @@ def open_data(
 ) -> Source:
     """The data set `source`: "digits", "scenes", "crops", "textures", "videos", "scenes-hard", a folder, file or archive in a known
     format, or an iterable of `Sample`;
-    "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?).
+    "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?), "segment:" before one with
+    masks or before Pascal VOC gives maps of classes.
 
     `split` is "train", "val" or "test" (with the usual aliases). Annotations are checked (boxes finite, non-empty and inside,
     categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first bad record, "quarantine" leaves bad
@@ -68,6 +69,8 @@ def open_data(
     if isinstance(source, str) and source.startswith(tags.PREFIX):
         base = open_data(source.removeprefix(tags.PREFIX), split, on_bad=on_bad, quarantine=quarantine, **options)
         return tags.Tags(base)
+    if isinstance(source, str) and source.startswith(segments.PREFIX):
+        return _segments(source.removeprefix(segments.PREFIX), split, on_bad, quarantine, options)
     if isinstance(source, str) and source in EMBEDDED:
         return _without(_embedded(source, canonical(split), options), _listed(quarantine, canonical(split)), 0)
     if isinstance(source, (str, Path)):
@@ -84,6 +87,18 @@ def open_data(
         return _without(data, listed, 0)
     bad = {finding.record: f"{finding.kind}: {finding.detail}" for finding in findings if finding.severity == "error"}
     return _without(data, {**bad, **listed}, sum(1 for record in bad if not record))
+
+
+def _segments(name: str, split: str, on_bad: OnBad, quarantine: str | Path | None, options: dict[str, Any]) -> Source:
+    """Maps of classes: VOC's own where the folder has them, else drawn from the masks of a detection set."""
+    root = segments.voc_root(Path(name).expanduser()) if name not in EMBEDDED else None
+    if root is not None:
+        return _without(segments.VocSegments(root, split), _listed(quarantine, split), 0)
+    drawn = {"masks": True} if name.startswith("scenes") and name in EMBEDDED else {}
+    base = open_data(name, split, on_bad=on_bad, quarantine=quarantine, **drawn, **options)
+    if base.task == "detect" and not drawn:
+        _apply(base, {"masks": True})
+    return base if base.task == "segment" else segments.Segments(base)
 
 
 def format_of(path: Path) -> Format:
