@@ -229,7 +229,7 @@ def rolled_out(request: Request, *, fusion: Literal["mean", "max", "min"] = "mea
     parts = [
         Panel(photo, item.id + request.truth(item.id)),
         Panel(
-            overlay(photo, ontoonto_shown(rows[-1], grid, images, size, least=True)),
+            overlay(photo, onto_shown(rows[-1], grid, images, size, least=True)),
             f"rollout of {len(found)} layers",
             (230, 159, 0),
         ),

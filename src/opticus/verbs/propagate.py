@@ -9,12 +9,13 @@ the network's own mean and deviation are used.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -37,7 +38,7 @@ from opticus.structures.files import write_atomic, write_text
 from opticus.transforms.prepare import prepare
 from opticus.transforms.whole import whole
 from opticus.verbs.predict import autocast, place
-from opticus.verbs.strips import strip
+from opticus.verbs.strips import Shown, strip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,59 +132,61 @@ def propagate(
     """
     settings = Settings(frames, neighbourhood, nearest, temperature)
     _check(settings, limit)
-    videos = _videos(data, split)
     name = cast(Any, model).card.name
     if not isinstance(model, Backbone):
         raise CapabilityError(f"{name} has no features(): labels are propagated between the places of a feature map")
     if not -len(model.strides) <= level < len(model.strides):
         raise UsageError(f"level must be in 0..{len(model.strides) - 1} for {name}, found {level}")
+    videos = _videos(data, split)
     ways = ["propagation", STILL] if baseline else ["propagation"]
     metrics = {way: VideoSegmentation(videos.hash, canonical(videos.split)) for way in ways}
-    result, shown, unscored = Propagation(), dict[str, tuple[Pixels, Pixels, Pixels, bytes]](), 0
-    where = place(model, device)
+    result, shown = Propagation(), dict[str, Shown]()
     chosen = videos.sequences[:limit]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with _ready(model, device) as where:
         for s, sequence in enumerate(tqdm(chosen, unit="video", file=sys.stderr, disable=quiet, leave=False)):
-            first, last = int(videos.starts[s]), int(videos.starts[s + 1])
-            start, truth = _annotations(videos, sequence, range(first, last))
-            colours = palette_of(cast(Any, videos).annotation_of(first) if hasattr(videos, "annotation_of") else None)
-            step = _step(
-                model, whole_rule(cast(Any, model).prepare, start.shape, size, model.strides[level]), level, where, precision
-            )
-            ids, lost = follow((_frame(videos, i, start.shape) for i in range(first, last)), start, step, settings)
+            records = range(int(videos.starts[s]), int(videos.starts[s + 1]))
+            start, truth = _annotations(videos, sequence, records)
+            rule = whole_rule(cast(Any, model).prepare, start.shape, size, model.strides[level])
+            step = _step(model, rule, level, where, precision)
+            ids, lost = follow((_frame(videos, i, start.shape) for i in records), start, step, settings)
             result.notes += [f"{sequence}: object {k} is too small for a place of its own on the feature map" for k in lost]
-            if truth is None:
-                unscored += 1
-            else:
+            if truth is not None:
                 for way, said in (("propagation", ids), (STILL, np.broadcast_to(ids[0], ids.shape))):
                     if way in metrics:
                         metrics[way].update(said, truth, sequence)
+            shown[sequence] = _some(videos, records[0], ids, truth)
             if out is not None:
-                for i, one in zip(range(first, last), ids, strict=True):
-                    write_ids(one, Path(out) / "predictions" / f"{videos.id_of(i)}.png", colours)
-            shown[sequence] = _some(videos, first, ids, truth, colours)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if unscored:
+                for i, one in zip(records, ids, strict=True):
+                    write_ids(one, Path(out) / "predictions" / f"{videos.id_of(i)}.png", shown[sequence].colours)
+    if unscored := len(chosen) - len(metrics["propagation"]):
         result.notes.append(f"{unscored} of {len(chosen)} sequences have no annotation beyond the first frame and are not scored")
     side = "frame" if size is None else size
     protocol = {"features": name, "level": level, "size": side, "sequences": len(chosen), **settings._asdict()}
     for way, metric in metrics.items():
         extra = {**metric.protocol, "sequences": len(chosen)} if way == STILL else {**metric.protocol, **protocol}
         result.rows.append(Scored(name if way != STILL else "-", way, metric.compute() if len(metric) else {}, metric, extra))
-    result.strip = strip(shown, {row["sequence"]: row for row in _means(metrics["propagation"])}, name)
+    result.strip = strip(shown, {row["sequence"]: row["J&F"] for row in _means(metrics["propagation"])}, name)
     if out is not None:
         keep(result, Path(out), videos.split)
     return result
 
 
-def follow(pictures: Any, start: Pixels, step: Step, settings: Settings) -> tuple[Pixels, list[int]]:
+@contextlib.contextmanager
+def _ready(model: nn.Module, device: str | None) -> Generator[torch.device]:
+    """The model in evaluation mode on its device; every module's mode is restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield place(model, device)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def follow(pictures: Iterable[Picture], start: Pixels, step: Step, settings: Settings) -> tuple[Pixels, list[int]]:
     """Object ids (T, H, W) of a video's frames from the first one's (H, W), and the objects that the feature map cannot hold."""
-    pictures = iter(pictures)
-    features, grid = step(next(pictures))
+    frames = iter(pictures)
+    features, grid = step(next(frames))
     count = int(start.max()) + 1
     ids = torch.from_numpy(start.astype(np.int64))[None, None]
     small = F.interpolate(ids.float(), grid, mode="nearest-exact")[0, 0].long()
@@ -191,7 +194,7 @@ def follow(pictures: Any, start: Pixels, step: Step, settings: Settings) -> tupl
     lost = [k for k in np.unique(start).tolist() if k and not bool((small == k).any())]
     given, memory = (features, labels), deque[tuple[Tensor, Tensor]](maxlen=settings.frames)
     found = [start]
-    for picture in pictures:
+    for picture in frames:
         query, _ = step(picture)
         context = [given, *memory]
         labels = propagated(
@@ -269,11 +272,7 @@ def _check(settings: Settings, limit: int | None) -> None:
 
 
 def _videos(data: Any, split: str | None) -> Sequences:
-    if hasattr(data, "target_of"):
-        opened = data
-    else:
-        there = open_data(data, split, on_bad="raise") if split is not None else _default(data)
-        opened = there
+    opened: Any = data if hasattr(data, "target_of") else open_data(data, split) if split is not None else _default(data)
     if not isinstance(opened, Sequences):
         raise DataError(
             f"propagation needs videos (sequences of frames with masks, such as DAVIS or videos), found {opened.task} data"
@@ -316,7 +315,7 @@ def _annotations(videos: Sequences, sequence: str, where: range) -> tuple[Pixels
                 f"{videos.id_of(i)}: the annotation is missing ({len(maps)} of {len(found)} frames of {sequence} have one)"
             )
         if isinstance(one, LabelMap) and tuple(one.labels.shape) != start.shape:
-            size = tuple(one.labels.shape)
+            size = (int(one.labels.shape[0]), int(one.labels.shape[1]))
             raise DataError(f"{videos.id_of(i)}: expected {start.shape[1]}x{start.shape[0]} pixels as in the first frame of {sequence}, "
                             f"found {size[1]}x{size[0]}")  # fmt: skip
     return start, np.stack(maps)
@@ -354,11 +353,12 @@ def _enlarged(labels: Tensor, grid: tuple[int, int], size: tuple[int, ...]) -> P
     return F.interpolate(ids, (size[0], size[1]), mode="nearest-exact")[0, 0].to(torch.uint8).cpu().numpy()
 
 
-def _some(videos: Sequences, first: int, ids: Pixels, truth: Pixels | None, colours: bytes) -> tuple[Pixels, Pixels, Pixels, bytes]:
-    """Six frames of a sequence for the strip: pictures, predicted and annotated ids."""
+def _some(videos: Sequences, first: int, ids: Pixels, truth: Pixels | None) -> Shown:
+    """Six frames of a sequence for the strip, and the colours of its first annotation."""
     picks = np.unique(np.linspace(0, len(ids) - 1, 6).round().astype(int))
     pictures = np.stack([videos[first + int(i)].picture.pixels.numpy() for i in picks])
-    return pictures, ids[picks], np.zeros(0, np.uint8) if truth is None else truth[picks], colours
+    file = cast(Any, videos).annotation_of(first) if hasattr(videos, "annotation_of") else None
+    return Shown(pictures, ids[picks], None if truth is None else truth[picks], palette_of(file))
 
 
 def _means(metric: VideoSegmentation) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pixels = npt.NDArray[np.uint8]
-Shown = tuple[Pixels, Pixels, Pixels, bytes]  # pictures (T, H, W, 3), predicted and annotated ids (T, H, W), palette
 MOST = 4  # sequences
 
 
-def strip(shown: Mapping[str, Shown], scores: Mapping[str, Mapping[str, Any]], title: str) -> Image | None:
+class Shown(NamedTuple):
+    """Some frames of a sequence: pictures (T, H, W, 3), predicted and (if known) annotated ids (T, H, W), a palette of 768 bytes."""
+
+    pictures: Pixels
+    said: Pixels
+    truth: Pixels | None
+    colours: bytes
+
+
+def strip(shown: Mapping[str, Shown], scores: Mapping[str, float], title: str) -> Image | None:
     """Up to four sequences from the worst to the best scored one, two rows each: predicted and, where it is known, annotated masks."""
     if not shown:
         return None
-    order = sorted(shown, key=lambda name: scores[name]["J&F"] if name in scores else -1.0)
+    order = sorted(shown, key=lambda name: scores[name] if name in scores else -1.0)
     picks = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
     rows: list[list[Panel | None]] = []
     titles: list[str] = []
@@ -31,8 +39,8 @@ def strip(shown: Mapping[str, Shown], scores: Mapping[str, Mapping[str, Any]], t
         pictures, said, truth, colours = shown[name]
         table = np.frombuffer(colours, np.uint8).reshape(256, 3)
         rows.append([Panel(tinted(one, ids, table)) for one, ids in zip(pictures, said, strict=True)])
-        titles.append(f"{name}\npropagated" + (f"\nJ&F {scores[name]['J&F']:.3f}" if name in scores else ""))
-        if len(truth):
+        titles.append(f"{name}\npropagated" + (f"\nJ&F {scores[name]:.3f}" if name in scores else ""))
+        if truth is not None:
             clean = np.where(truth == 255, 0, truth)
             rows.append([Panel(tinted(one, ids, table)) for one, ids in zip(pictures, clean, strict=True)])
             titles.append(f"{name}\nannotated")
