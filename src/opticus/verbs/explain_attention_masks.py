@@ -131,13 +131,14 @@ def _patch(images: Images, at: tuple[int, ...], stride: int) -> tuple[int, int]:
 
 
 def _drawn(photo: Values, mask: Values, tint: tuple[int, int, int]) -> Any:
-    """A mask (H, W) of the picture's own size over the enlarged one."""
+    """A mask (H, W) of the picture's own size over the enlarged one, which is shown in grey: colour means the mask."""
     height, width = photo.shape[:2]
+    grey = np.repeat((0.75 * (photo @ np.array([0.299, 0.587, 0.114])) + 25)[..., None], 3, 2).astype(np.uint8)
     y = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
     x = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
     table = np.zeros((256, 3), np.uint8)
     table[1] = tint
-    return tinted(photo, mask[y][:, x].astype(np.uint8), table, 0.6)
+    return tinted(grey, mask[y][:, x].astype(np.uint8), table, 0.6)
 
 
 def _marked(picture: Any, at: tuple[int, int]) -> Any:

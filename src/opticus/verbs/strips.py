@@ -31,7 +31,7 @@ def strip(shown: Mapping[str, Shown], scores: Mapping[str, float], title: str) -
     """Up to four sequences from the worst to the best scored one, two rows each: predicted and, where it is known, annotated masks."""
     if not shown:
         return None
-    order = sorted(shown, key=lambda name: scores[name] if name in scores else -1.0)
+    order = sorted(shown, key=lambda name: scores.get(name, -1.0))
     picks = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(MOST, len(order))).round().astype(int))]
     rows: list[list[Panel | None]] = []
     titles: list[str] = []
