@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import opticus
 from opticus.cli.main import main
 from opticus.data.davis import write_ids
+from opticus.data.decode import decode_indices
 from opticus.data.embedded.videos import Videos
 from opticus.metrics.passport import Passport
 from opticus.structures import CapabilityError, DataError, Picture, Prepare, UnknownNameError, UsageError
@@ -145,14 +146,15 @@ def test_frozen_features_beat_the_first_mask_and_files_are_davis(exported: Path,
     assert Passport.read(tmp_path / "still").numbers["J&F"].value == found["still"]
     files = sorted(str(f.relative_to(tmp_path / "predictions")) for f in (tmp_path / "predictions").rglob("*.png"))
     assert files == [f"test0{s}/{t:05d}.png" for s in (0, 1) for t in range(20)]
-    again = opticus.data.decode.decode_indices(tmp_path / "predictions/test00/00000.png")  # type: ignore[attr-defined]
+    again = decode_indices(tmp_path / "predictions/test00/00000.png")
     assert np.array_equal(again.numpy(), Videos("test").target_of(0).labels.numpy()), "the first mask is given"
     assert found.strip is not None and (tmp_path / "strip.png").is_file()
 
 
 def test_the_command_line_and_any_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["probe", "resnet/tiny", "data=videos", "methods=propagation", "limit=1", "frames=1", "quiet=true", "split=val"]
     torch.manual_seed(0)
+    file = opticus.save(opticus.create("resnet/tiny"), tmp_path / "resnet.safetensors")
+    words = ["probe", str(file), "data=videos", "methods=propagation", "limit=1", "frames=1", "quiet=true", "split=val"]
     assert main([*words, f"out={tmp_path}"]) == 0
     assert "J&F" in capsys.readouterr().out and (tmp_path / "predictions/val00/00019.png").is_file()
 
@@ -182,6 +184,7 @@ def test_bad_input_is_named(exported: Path, tmp_path: Path):
     write_ids(np.ones((64, 128), np.uint8), place / "00004.png")
     with pytest.raises(DataError, match="expected 128x128 pixels as in the frame, found 128x64"):
         opticus.propagate(model, folder, split="val", quiet=True)
+    write_ids(np.ones((128, 128), np.uint8), place / "00004.png")
     write_ids(np.zeros((128, 128), np.uint8), place / "00000.png")
     with pytest.raises(DataError, match="val00/00000: the annotation of the first frame shows no object"):
         opticus.propagate(model, folder, split="val", quiet=True)
