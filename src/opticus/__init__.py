@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opticus.recipes.choose import explain, train
     from opticus.structures import Error, Sample
     from opticus.training.recipe import Recipe
+    from opticus.verbs.attention_masks import attention_masks
     from opticus.verbs.compare import compare
     from opticus.verbs.evaluate import evaluate
     from opticus.verbs.evaluate_results import evaluate_results
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from opticus.verbs.match import cascade, match
     from opticus.verbs.models import create, identify, load, save
     from opticus.verbs.probe import probe
+    from opticus.verbs.propagate import propagate
     from opticus.verbs.prove import prove
     from opticus.verbs.tokens import token_cosine
     from opticus.zoo import list_models
@@ -33,6 +35,7 @@ _WHERE = {
     "Error": "opticus.structures",
     "Recipe": "opticus.training.recipe",
     "Sample": "opticus.structures",
+    "attention_masks": "opticus.verbs.attention_masks",
     "cascade": "opticus.verbs.match",
     "compare": "opticus.verbs.compare",
     "create": "opticus.verbs.models",
@@ -48,6 +51,7 @@ _WHERE = {
     "match": "opticus.verbs.match",
     "open_data": "opticus.data.open",
     "probe": "opticus.verbs.probe",
+    "propagate": "opticus.verbs.propagate",
     "prove": "opticus.verbs.prove",
     "save": "opticus.verbs.models",
     "token_cosine": "opticus.verbs.tokens",
@@ -59,6 +63,7 @@ __all__ = [
     "Recipe",
     "Sample",
     "__version__",
+    "attention_masks",
     "cascade",
     "compare",
     "create",
@@ -74,6 +79,7 @@ __all__ = [
     "match",
     "open_data",
     "probe",
+    "propagate",
     "prove",
     "save",
     "token_cosine",

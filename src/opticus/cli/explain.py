@@ -14,15 +14,15 @@ _WORD = {"word": True}
 class Explain:
     """Show what a model looks for and where it looks: opticus explain gradcam MODEL street.jpg.
 
-    Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, rollout, receptive-field,
-    augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention, gallery;
-    of methods without labels: centring, masks.
+    Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, attention-mask, attention-point, rollout,
+    receptive-field, augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention,
+    gallery; of methods without labels: centring, masks.
     """
 
     kind: str = field(metadata=_WORD)
     model: str | None = field(default=None, metadata=_WORD)  # numbers: the picture
     source: str | None = field(default=None, metadata=_WORD)  # a picture
-    beside: tuple[str, ...] | None = None  # surface, gallery: further models
+    beside: tuple[str, ...] | None = None  # surface, gallery, attention-mask: further models
     data: str | None = None
     split: str = "test"
     weights: str | None = None  # a weights file for MODEL
@@ -46,7 +46,9 @@ class Explain:
     steps: int | None = None  # surface: losses along each direction
     span: float | None = None  # surface: how far it reaches, in filter norms
     columns: int | None = None  # augmentations: draws beside each other
-    size: int | None = None  # numbers: the longer side
+    size: int | None = None  # numbers: the longer side; attention...: the shorter side of what the network sees
+    mass: float | None = None  # attention, attention-mask: share of the attention that a mask holds
+    point: tuple[int, ...] | None = None  # attention-point: x,y in pixels
     threshold: float | None = None  # anchors: IoU; nms, gallery, decoder-attention: score
     background: int | None = None  # focal: easy places
     outputs: int | None = None  # centring: of the head

@@ -17,7 +17,11 @@ def word() -> Any:
 
 @dataclass
 class Probe:
-    """Accuracy of neighbours and linear classifiers on frozen features: opticus probe runs/classify/x data=crops."""
+    """Accuracy of neighbours and linear classifiers on frozen features: opticus probe runs/classify/x data=crops.
+
+    methods=propagation: J&F of videos whose first masks are carried on (data=videos or DAVIS); methods=attention-mask: Jaccard index of
+    thresholded attention (data=scenes or Pascal VOC).
+    """
 
     model: str = word()
     data: str | None = None
@@ -31,6 +35,13 @@ class Probe:
     device: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     cache: bool = True  # keep the features on disk for the next time
+    size: int | None = None  # propagation, attention-mask: the shorter side of what the network sees
+    limit: int | None = None  # so many sequences or pictures
+    frames: int | None = None  # propagation: earlier frames that vote beside the first one
+    neighbourhood: int | None = None  # propagation: how many rows and columns away a voter may be
+    nearest: int | None = None  # propagation: how many patches vote
+    mass: float | None = None  # attention-mask: share of the attention that a mask holds
+    regions: Literal["each", "foreground"] | None = None  # attention-mask
     out: str | None = None  # folder for probe.json and a passport per row
     quiet: bool = False
     json: bool = False
@@ -42,10 +53,11 @@ class Probe:
         if self.data is None:
             raise UsageError("opticus probe needs data=, such as: opticus probe resnet/50:imagenet1k_v2 data=crops")
         model = opticus.load(self.model, self.weights)
+        dense = ("size", "limit", "frames", "neighbourhood", "nearest", "mass", "regions")
         found = opticus.probe(
             model, self.data, methods=self.methods, k=self.k, temperature=self.temperature, baseline=self.baseline,
             split=self.split, batch=self.batch, device=self.device, precision=self.precision, cache=self.cache,
-            out=self.out, quiet=self.quiet,
+            out=self.out, quiet=self.quiet, **{key: v for key in dense if (v := getattr(self, key)) is not None},
         )  # fmt: skip
         print(json.dumps(found.to_json(), indent=1) if self.json else found.table())
         return 0

@@ -51,6 +51,20 @@ def decode(source: Path | str | bytes | IO[bytes], name: str = "", *, budget: in
     return Picture(torch.from_numpy(array))
 
 
+def decode_indices(source: Path | str, *, budget: int = PIXEL_BUDGET) -> torch.Tensor:
+    """The indices (H, W) uint8 of a palette picture, or the values of an 8-bit grey one: what annotations are written as.
+
+    Raises ImageError like `decode`, and for a file in colour, whose indices are lost.
+    """
+    with _opened(source, str(source), budget) as image:
+        if image.mode not in ("P", "L", "1"):
+            raise ImageError(f"{source}: expected a palette or 8-bit grey picture of ids, found mode {image.mode}")
+        try:
+            return torch.from_numpy(np.array(image, np.uint8))
+        except _BROKEN as error:
+            raise ImageError(f"{source}: the picture is corrupt or truncated ({error})") from error
+
+
 def from_pil(image: Image.Image, name: str = "the picture") -> Picture:
     """An open Pillow image by the rules of `decode`: EXIF orientation applied if it still has one, 16 bits scaled, alpha dropped."""
     try:

@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from opticus.data import davis
 from opticus.data.open import open_data
 from opticus.data.records import Source
-from opticus.structures import Classes, DataError, Instances, UnknownNameError, UsageError
+from opticus.structures import Classes, DataError, Instances, Task, UnknownNameError, UsageError
 
-ExportFormat = Literal["coco", "voc", "yolo", "folder", "mnist", "cifar", "cifar-python", "shards"]
+ExportFormat = Literal["coco", "voc", "yolo", "folder", "mnist", "cifar", "cifar-python", "shards", "davis"]
 SHARD = 1000  # samples in a shard
+_TASKS: dict[str, Task] = {"coco": "detect", "voc": "detect", "yolo": "detect", "davis": "segment"}
 _IDX = {"train": "train", "val": "val", "test": "t10k"}
 
 
@@ -40,9 +42,9 @@ def export_data(name: str, format: ExportFormat, folder: str | Path, *, limit: i
 
     Detection data can be written as "coco" (with masks as uncompressed RLE), "voc" or "yolo"; classification data as "folder",
     "mnist" (IDX, gzip; 28x28 gray), "cifar" (binary), "cifar-python" (32x32 RGB, smaller pictures centred on black) or "shards"
-    (WebDataset: tar files of up to 1,000 samples; `name` may also be a folder of pictures, whose files are kept as they are).
-    Pictures in files are PNG. `limit` is the most samples of each split. Raises UsageError when the data cannot be
-    written in the format, DataError when the folder is not empty.
+    (WebDataset: tar files of up to 1,000 samples; `name` may also be a folder of pictures, whose files are kept as they are); clips as "davis".
+    Pictures in files are PNG (DAVIS's frames JPEG). `limit` is the most samples (DAVIS: clips) of each split. Raises UsageError when the
+    data cannot be written in the format, DataError when the folder is not empty.
     """
     if format not in _WRITERS:
         raise UnknownNameError("export format", format, _WRITERS)
@@ -55,7 +57,7 @@ def export_data(name: str, format: ExportFormat, folder: str | Path, *, limit: i
             raise DataError(f"{final}: the folder is not empty")
         options: dict[str, Any] = {"masks": True} if name.startswith("scenes") and format == "coco" else {}
         data = [open_data(name, split, on_bad="keep", **options) for split in open_data(name).splits]
-        wanted = "detect" if format in ("coco", "voc", "yolo") else "classify"
+        wanted = _TASKS.get(format, "classify")
         if data[0].task != wanted:
             raise UsageError(f"{name} is {data[0].task} data, which {format} does not hold")
         target.folder.mkdir(parents=True)
@@ -279,4 +281,5 @@ _WRITERS: dict[str, Callable[[Iterable[Source], _Target], None]] = {
     "cifar": _cifar,
     "cifar-python": _cifar_python,
     "shards": _shards,
+    "davis": lambda splits, to: davis.write(splits, to.folder, to.limit),
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from opticus.data import archive, cifar, coco, folder, mnist, openimages, shards, tags, tar, voc, yolo
+from opticus.data import archive, cifar, coco, davis, folder, mnist, openimages, segments, shards, tags, tar, voc, yolo
 from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -19,7 +19,7 @@ from opticus.structures import DataError, Sample, UnknownNameError, UsageError, 
 
 OnBad = Literal["raise", "quarantine", "keep"]
 HARDER = ("small", "crowded", "occluded", "cluttered", "varied", "hard")  # kinds of "scenes"
-EMBEDDED = ("digits", "scenes", "crops", "textures", *(f"scenes-{kind}" for kind in HARDER))
+EMBEDDED = ("digits", "scenes", "crops", "textures", "videos", *(f"scenes-{kind}" for kind in HARDER))
 
 
 class Format(NamedTuple):
@@ -34,6 +34,7 @@ class Format(NamedTuple):
 # Tried in this order; the folder of pictures comes last because it matches most.
 FORMATS = (
     Format("coco", "a COCO, LVIS or Objects365 JSON, annotations/*.json or */_annotations.coco.json", coco.matches, coco.read),
+    Format("davis", "JPEGImages/480p/<sequence>/ beside ImageSets/2017/*.txt (DAVIS)", davis.matches, davis.read),
     Format("voc", "Annotations/*.xml (Pascal VOC)", voc.matches, voc.read),
     Format("openimages", "*-annotations-bbox.csv (Open Images)", openimages.matches, openimages.read),
     Format("yolo", "data.yaml, or images/ beside labels/ (YOLO)", yolo.matches, yolo.read),
@@ -53,9 +54,10 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", "scenes-hard", a folder, file or archive in a known
+    """The data set `source`: "digits", "scenes", "crops", "textures", "videos", "scenes-hard", a folder, file or archive in a known
     format, or an iterable of `Sample`;
-    "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?).
+    "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?), "segment:" before one with
+    masks or before Pascal VOC gives maps of classes.
 
     `split` is "train", "val" or "test" (with the usual aliases). Annotations are checked (boxes finite, non-empty and inside,
     categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first bad record, "quarantine" leaves bad
@@ -68,6 +70,8 @@ def open_data(
     if isinstance(source, str) and source.startswith(tags.PREFIX):
         base = open_data(source.removeprefix(tags.PREFIX), split, on_bad=on_bad, quarantine=quarantine, **options)
         return tags.Tags(base)
+    if isinstance(source, str) and source.startswith(segments.PREFIX):
+        return _segments(source.removeprefix(segments.PREFIX), split, on_bad, quarantine, options)
     if isinstance(source, str) and source in EMBEDDED:
         return _without(_embedded(source, canonical(split), options), _listed(quarantine, canonical(split)), 0)
     if isinstance(source, (str, Path)):
@@ -84,6 +88,18 @@ def open_data(
         return _without(data, listed, 0)
     bad = {finding.record: f"{finding.kind}: {finding.detail}" for finding in findings if finding.severity == "error"}
     return _without(data, {**bad, **listed}, sum(1 for record in bad if not record))
+
+
+def _segments(name: str, split: str, on_bad: OnBad, quarantine: str | Path | None, options: dict[str, Any]) -> Source:
+    """Maps of classes: VOC's own where the folder has them, else drawn from the masks of a detection set."""
+    root = segments.voc_root(Path(name).expanduser()) if name not in EMBEDDED else None
+    if root is not None:
+        return _without(segments.VocSegments(root, split), _listed(quarantine, split), 0)
+    drawn = {"masks": True} if name.startswith("scenes") and name in EMBEDDED else {}
+    base = open_data(name, split, on_bad=on_bad, quarantine=quarantine, **drawn, **options)
+    if base.task == "detect" and not drawn:
+        _apply(base, {"masks": True})
+    return base if base.task == "segment" else segments.Segments(base)
 
 
 def format_of(path: Path) -> Format:
@@ -156,8 +172,10 @@ def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
     from opticus.data.embedded.digits import Digits
     from opticus.data.embedded.scenes import Scenes
     from opticus.data.embedded.textures import Textures
+    from opticus.data.embedded.videos import Videos
 
     makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops, "textures": Textures}
+    makers["videos"] = Videos
     makers |= {f"scenes-{kind}": functools.partial(Scenes, challenge=kind) for kind in HARDER}
     splits = ("train", "val", "test")
     if split not in splits:

@@ -17,8 +17,12 @@ import numpy.typing as npt
 from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.lvis import LvisDetection
+from opticus.metrics.masks import BestMask
+from opticus.metrics.masks import resampled as resampled_masks
 from opticus.metrics.multilabel import TagPrecision, resampled
 from opticus.metrics.tables import POINTS, Matches, average_precision
+from opticus.metrics.video import VideoSegmentation
+from opticus.metrics.video import resampled as resampled_videos
 from opticus.metrics.voc import VocDetection
 from opticus.structures import MetricError
 from opticus.structures.files import write_bytes
@@ -43,7 +47,8 @@ class Passport(NamedTuple):
 
     @staticmethod
     def of(
-        metric: Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection, extra: Mapping[str, Any] | None = None
+        metric: Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection | VideoSegmentation | BestMask,
+        extra: Mapping[str, Any] | None = None,
     ) -> Passport:
         """The passport of a finished metric; `extra` protocol fields (input size, threshold) are added to every number."""
         protocol = {**metric.protocol, **(extra or {})}
@@ -52,6 +57,10 @@ class Passport(NamedTuple):
             arrays: dict[str, Array] = {f"accuracy/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, TagPrecision):
             arrays = {f"tags/{key}": value for key, value in metric.samples().items()}
+        elif isinstance(metric, VideoSegmentation):
+            arrays = {f"video/{key}": value for key, value in metric.samples().items()}
+        elif isinstance(metric, BestMask):
+            arrays = {f"best mask/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, VocDetection):
             arrays = {f"{metric.rule}/{key}": value for key, value in metric.matches().to_arrays().items()}
         else:
@@ -183,6 +192,12 @@ def _resampled(arrays: Mapping[str, Array], draws: npt.NDArray[np.float64]) -> d
             continue
         if measure == "tags":
             numbers |= resampled(group, draws)
+            continue
+        if measure == "video":
+            numbers |= resampled_videos(group, draws)
+            continue
+        if measure == "best mask":
+            numbers |= resampled_masks(group, draws)
             continue
         if measure in POINTS:
             values = average_precision(Matches.from_arrays(group), draws, measure)

@@ -17,6 +17,7 @@ from opticus.structures import CapabilityError, DataError, UnknownNameError, Usa
 from opticus.structures.files import write_atomic, write_text
 from opticus.verbs.explain_activations import activations
 from opticus.verbs.explain_attention import attention, rolled_out
+from opticus.verbs.explain_attention_masks import attention_mask, attention_point
 from opticus.verbs.explain_boxes import anchors, focal, gallery, objectness, suppression
 from opticus.verbs.explain_centring import centring
 from opticus.verbs.explain_field import receptive_field
@@ -56,6 +57,8 @@ KINDS: dict[str, Kind] = {
     "neighbours": Kind(neighbours, "maybe", "Nearest neighbours"),
     "gradcam": Kind(gradcam, "one", "Grad-CAM"),
     "attention": Kind(attention, "one", "Attention of the class token"),
+    "attention-mask": Kind(attention_mask, "many", "Masks of the class token's attention"),
+    "attention-point": Kind(attention_point, "one", "Attention of a point"),
     "rollout": Kind(rolled_out, "one", "Attention rollout"),
     "receptive-field": Kind(receptive_field, "one", "Receptive field"),
     "augmentations": Kind(augmentations, "one", "Augmentations of a recipe"),

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from opticus.plot.colours import colour
 from opticus.plot.panels import Panel, in_rows, layered, overlay, panels
-from opticus.structures import CapabilityError, Images
+from opticus.structures import CapabilityError, Images, Picture, UsageError
+from opticus.transforms.prepare import prepare
+from opticus.transforms.whole import short_side, whole
 from opticus.verbs.explain_layers import grid_of, layer_named, title_of
 from opticus.verbs.explain_request import (
     Answer,
@@ -65,8 +68,57 @@ def _attend(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return weights, part.proj((weights @ v).transpose(1, 2).reshape(batch, tokens, -1))
 
 
-def attentions(network: nn.Module, pixels: Tensor) -> list[Watched]:
-    """The weights of every attention module in one forward pass, in order.
+def attention_modules(network: nn.Module) -> dict[str, nn.Module]:
+    """The attention modules by name; CapabilityError if there is none."""
+    modules = {name: module for name, module in network.named_modules() if is_attention(module)}
+    if not modules:
+        raise CapabilityError(f"{title_of(network)} has no attention modules (with `qkv` and `heads`): it is no such transformer")
+    return modules
+
+
+def attention_layer(network: nn.Module, layer: str | None) -> str:
+    """The attention module that is named, else the last one; CapabilityError for another layer."""
+    modules = attention_modules(network)
+    if layer is None:
+        return next(reversed(modules))
+    layer_named(network, layer)
+    if layer not in modules:
+        raise CapabilityError(f"{title_of(network)}: layer {layer!r} is no attention; those are {', '.join(modules)}")
+    return layer
+
+
+def sized(network: Any, picture: Picture, size: int | None, *, own: bool = True) -> Images:
+    """The network's input of a picture: by its own rule (`own`), or the whole picture with `size` pixels on its shorter side."""
+    if size is None and own:
+        return batch_of(network, [picture])
+    rule = whole(network.prepare, picture.size, size or short_side(network.prepare), network.strides[-1])
+    parameter = next(network.parameters())
+    return prepare([picture], rule).to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else None)
+
+
+def patch_rows(network: nn.Module, images: Images, name: str, query: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+    """Attention weights (heads, patches) of the first picture's class token, or of patch `query`, in layer `name`; the patch grid."""
+    found = attentions(network, images.pixels, name)[0]
+    grid = _grid(network, images, found.weights)
+    count = grid[0] * grid[1]
+    row = 0 if query is None else found.weights.shape[-1] - count + query
+    return found.weights[0, :, row, -count:], grid
+
+
+def mass_masks(rows: Tensor, mass: float = 0.6) -> Tensor:
+    """Masks (heads, patches) of the fewest patches that hold more than `mass` of each head's weight on patches.
+
+    facebookresearch/dino, visualize_attention.py: a patch is left out while it and all smaller ones sum to at most 1 - `mass`.
+    """
+    if not 0 < mass < 1:
+        raise UsageError(f"mass must lie between 0 and 1, found {mass}")
+    values, order = rows.sort(dim=-1)
+    held = (values / values.sum(-1, keepdim=True)).cumsum(-1) > 1 - mass
+    return torch.zeros_like(held).scatter_(-1, order, held)
+
+
+def attentions(network: nn.Module, pixels: Tensor, only: str | None = None) -> list[Watched]:
+    """The weights of every attention module in one forward pass, in order; of the one named `only` (memory: N^2 each).
 
     Raises CapabilityError if there is none, or if weights recomputed from `qkv` and `heads` do not reproduce a module's output
     (a bias, a mask or windows of which they know nothing).
@@ -85,9 +137,9 @@ def attentions(network: nn.Module, pixels: Tensor) -> list[Watched]:
 
         return keep
 
-    modules = {name: module for name, module in network.named_modules() if is_attention(module)}
-    if not modules:
-        raise CapabilityError(f"{title_of(network)} has no attention modules (with `qkv` and `heads`): it is no such transformer")
+    modules = attention_modules(network)
+    if only is not None:
+        modules = {only: modules[only]}
     with hooked(*(module.register_forward_hook(watch(name)) for name, module in modules.items())), torch.no_grad():
         network(pixels)
     return found
@@ -108,23 +160,24 @@ def rollout(layers: Sequence[Tensor], fusion: str = "mean") -> list[Tensor]:
     return out
 
 
-def attention(request: Request, *, layer: str | None = None, index: int = 0) -> Answer:
-    """The class token's attention to every patch, head by head, of the last attention layer or the one that is named."""
+def attention(request: Request, *, layer: str | None = None, index: int = 0, size: int | None = None, mass: float = 0.6) -> Answer:
+    """The class token's attention to every patch, head by head, of the last attention layer or the one that is named.
+
+    `size`: the whole picture with so many pixels on its shorter side, instead of the network's own input; `mass`: the share of each
+    head's weight that the panel of masks keeps.
+    """
     network, item = request.model, request.items(1, index)[0]
-    images = batch_of(network, [item.picture])
-    if layer is not None:
-        layer_named(network, layer)
-    found = attentions(network, images.pixels)
-    chosen = found[-1] if layer is None else next((one for one in found if one.name == layer), None)
-    if chosen is None:
-        raise CapabilityError(f"{title_of(network)}: layer {layer!r} is no attention; those are {', '.join(w.name for w in found)}")
-    grid = _grid(network, images, chosen.weights)
-    rows = chosen.weights[0, :, 0, -grid[0] * grid[1] :]  # (heads, patches)
-    size = shown_size(item.picture.size)
-    maps = [_shown(row, grid, images, size) for row in rows]
+    chosen = attention_layer(network, layer)
+    images = sized(network, item.picture, size)
+    rows, grid = patch_rows(network, images, chosen)
+    kept = mass_masks(rows, mass)
+    shown = shown_size(item.picture.size)
+    maps = [onto_shown(row, grid, images, shown) for row in rows]
+    masked = [one * _kept(mask, grid, images, shown) for one, mask in zip(maps, kept, strict=True)]
     tints = [colour(head) for head in range(len(maps))]
-    photo = enlarged(item.picture, size)
+    photo = enlarged(item.picture, shown)
     parts = [Panel(photo, item.id + request.truth(item.id)), Panel(layered(photo, maps, tints), "all heads\neach in its colour")]
+    parts.append(Panel(layered(photo, [one**0.5 for one in masked], tints), f"{100 * mass:.0f} % of each\nhead's weight"))
     parts.append(Panel(overlay(photo, _scaled(sum(maps))), "mean of the heads"))
     entropies = [float(-(row / row.sum() * (row / row.sum()).clamp(min=1e-12).log()).sum()) for row in rows]
     for head, one in enumerate(maps):
@@ -133,7 +186,7 @@ def attention(request: Request, *, layer: str | None = None, index: int = 0) -> 
     picture = panels(
         in_rows(parts),
         cell=260,
-        title=f"{request.title}: what the class token attends to, {chosen.name}",
+        title=f"{request.title}: what the class token attends to, {chosen}",
         legend=[(f"head {head}", tint) for head, tint in enumerate(tints)],
         bar=("0", "the head's largest weight"),
     )
@@ -146,9 +199,11 @@ def attention(request: Request, *, layer: str | None = None, index: int = 0) -> 
         f"Attention of the class token over {grid[0]}x{grid[1]} patches; each head is scaled to its own largest weight.",
         {
             "id": item.id,
-            "layer": chosen.name,
+            "layer": chosen,
             "grid": list(grid),
             "weights": rounded(rows.unflatten(1, grid)),
+            "mass": mass,
+            "kept": kept.sum(1).tolist(),
             "entropy": entropies,
         },
         ["Weights are softmax(q k' / sqrt(D)) of the class token, recomputed from qkv; they reproduce the layer's own output."],
@@ -173,12 +228,16 @@ def rolled_out(request: Request, *, fusion: Literal["mean", "max", "min"] = "mea
     photo = enlarged(item.picture, size)
     parts = [
         Panel(photo, item.id + request.truth(item.id)),
-        Panel(overlay(photo, _shown(rows[-1], grid, images, size, least=True)), f"rollout of {len(found)} layers", (230, 159, 0)),
-        Panel(overlay(photo, _shown(last, grid, images, size, least=True)), "raw attention\nof the last layer"),
+        Panel(
+            overlay(photo, onto_shown(rows[-1], grid, images, size, least=True)),
+            f"rollout of {len(found)} layers",
+            (230, 159, 0),
+        ),
+        Panel(overlay(photo, onto_shown(last, grid, images, size, least=True)), "raw attention\nof the last layer"),
     ]
     every = max(1, -(-len(rows) // 12))
     parts += [
-        Panel(overlay(photo, _shown(row, grid, images, size, least=True)), f"up to layer {i + 1}")
+        Panel(overlay(photo, onto_shown(row, grid, images, size, least=True)), f"up to layer {i + 1}")
         for i, row in enumerate(rows[:-1])
         if (i + 1) % every == 0
     ]
@@ -205,13 +264,20 @@ def _grid(network: nn.Module, images: Images, weights: Tensor) -> tuple[int, int
     return grid
 
 
-def _shown(row: Tensor, grid: tuple[int, int], images: Images, size: tuple[int, int], *, least: bool = False) -> Values:
+def onto_shown(row: Tensor, grid: tuple[int, int], images: Images, size: tuple[int, int], *, least: bool = False) -> Values:
     """Weights (patches,) as a map over the original picture, from 0 (`least`: from the smallest) to the largest."""
     stride = -(-images.pixels.shape[2] // grid[0]), -(-images.pixels.shape[3] // grid[1])
     heat = row.float().unflatten(0, grid)
     low = heat.min() if least else heat.new_zeros(())
     heat = (heat - low) / (heat.max() - low).clamp(min=1e-12)
     return onto_picture(heat, images, 0, (stride[0] * grid[0], stride[1] * grid[1]), size)
+
+
+def _kept(mask: Tensor, grid: tuple[int, int], images: Images, size: tuple[int, int]) -> Values:
+    """A mask of patches (patches,) over the original picture, with the patches' own edges; 0 where the network saw nothing."""
+    fine = mask.float().unflatten(0, grid).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    stride = -(-images.pixels.shape[2] // grid[0]), -(-images.pixels.shape[3] // grid[1])
+    return np.nan_to_num(onto_picture(fine, images, 0, (stride[0] * grid[0], stride[1] * grid[1]), size) > 0.5).astype(np.float64)
 
 
 def _scaled(values: Any) -> Values:

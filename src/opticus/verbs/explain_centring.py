@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def centring(request: Request, *, outputs: int = 24, limit: int = 64, temperatur
         found = entropies(probs)
         numbers[name] = {"entropy": float(found.each), "information": float(found.information)}
         shown[name] = (probs[0].numpy(), probs.mean(0).numpy(), float(found.each), float(found.information))
-    first = cast(str, samples[0].id)
+    first = samples[0].id
     caption = (
         f"Answers of {outputs} outputs about {len(samples)} pictures. Above: about {first}; below: the mean over all. Only centred and "
         f"sharpened answers are sure of a picture and differ between pictures; log K is {torch.tensor(float(outputs)).log():.2f} nats."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -22,10 +23,14 @@ from opticus.metrics.classify import Accuracy
 from opticus.metrics.passport import Passport
 from opticus.structures import Classes, DataError, Dataset, Sample, UnknownNameError, UsageError
 from opticus.structures.files import write_text
+from opticus.verbs.attention_masks import AttentionMasks
 from opticus.verbs.features import Features, extract
 from opticus.verbs.models import Card
+from opticus.verbs.probe_dense import probe_dense
+from opticus.verbs.propagate import Propagation
 
 METHODS = ("knn", "linear", "svm")
+DENSE = ("propagation", "attention-mask")  # methods on places of pictures: each in its own file, one at a time
 SWEEP = {  # inverse regularisation strengths (scikit-learn's C) that a classifier is tried with
     "linear": (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2),
     "svm": (1e-4, 1e-3, 1e-2, 1e-1),
@@ -85,18 +90,24 @@ def probe(
     cache: bool = True,
     out: str | Path | None = None,
     quiet: bool = False,
-) -> Probe:
+    **options: Any,
+) -> Probe | Propagation | AttentionMasks:
     """Accuracy of simple classifiers on the frozen features of `model`, fitted on the training split and scored on `split`.
 
     "knn": votes of the `k` nearest training pictures by cosine, weighted exp(cosine / temperature) (Wu et al. 2018; Caron et al.
     2021). "linear": multinomial logistic regression on standardised features; "svm": one linear machine per class; both from
     scikit-learn, their regularisation chosen from SWEEP on the validation split (a fifth of the training split where there is
     none). With `baseline` the same methods see raw pixels, where all pictures have one size. The protocol of every number is part
-    of the result and, with `out`, of a passport per row. Raises UsageError, DataError or CapabilityError.
+    of the result and, with `out`, of a passport per row. ("propagation",) is `opticus.propagate` and ("attention-mask",)
+    `opticus.attention_masks`, whose further `options` are given here too (`size`, `limit`, ...). Raises UsageError, DataError or CapabilityError.
     """
+    if set(methods) & set(DENSE):
+        return probe_dense(model, data, methods, split=split, baseline=baseline, device=device, out=out, quiet=quiet, **options)
     for name in methods:
         if name not in METHODS:
-            raise UnknownNameError("probe method", name, METHODS)
+            raise UnknownNameError("probe method", name, (*METHODS, *DENSE))
+    if options:
+        raise UnknownNameError("option of probe", next(iter(options)), inspect.signature(probe).parameters)
     if k < 1 or not temperature > 0:
         raise UsageError(f"k must be at least 1 and temperature above 0, found k={k}, temperature={temperature}")
     train, val, test = _splits(data, split)
