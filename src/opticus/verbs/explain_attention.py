@@ -127,7 +127,7 @@ def attentions(network: nn.Module, pixels: Tensor, only: str | None = None) -> l
 
     def watch(name: str) -> Any:
         def keep(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            weights, again = _attend(module, args[0])
+            weights, again = _attend(module, args[0]) if args[0].ndim == 3 else (args[0], torch.inf)
             if not isinstance(out, Tensor) or (out - again).abs().max() > TOLERANCE * out.abs().max().clamp(min=1e-6):
                 raise CapabilityError(
                     f"{title_of(network)}: the attention of {name} is more than softmax(q k') v (a bias, a mask, windows), "
