@@ -18,6 +18,7 @@ from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.lvis import LvisDetection
 from opticus.metrics.multilabel import TagPrecision, resampled
+from opticus.metrics.retrieval import Copies, Retrieval, figures
 from opticus.metrics.tables import POINTS, Matches, average_precision
 from opticus.metrics.voc import VocDetection
 from opticus.structures import MetricError
@@ -43,7 +44,8 @@ class Passport(NamedTuple):
 
     @staticmethod
     def of(
-        metric: Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection, extra: Mapping[str, Any] | None = None
+        metric: Accuracy | TagPrecision | Retrieval | Copies | CocoDetection | LvisDetection | VocDetection,
+        extra: Mapping[str, Any] | None = None,
     ) -> Passport:
         """The passport of a finished metric; `extra` protocol fields (input size, threshold) are added to every number."""
         protocol = {**metric.protocol, **(extra or {})}
@@ -52,6 +54,9 @@ class Passport(NamedTuple):
             arrays: dict[str, Array] = {f"accuracy/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, TagPrecision):
             arrays = {f"tags/{key}": value for key, value in metric.samples().items()}
+        elif isinstance(metric, (Retrieval, Copies)):
+            kind = "retrieval" if isinstance(metric, Retrieval) else "copies"
+            arrays = {f"{kind}/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, VocDetection):
             arrays = {f"{metric.rule}/{key}": value for key, value in metric.matches().to_arrays().items()}
         else:
@@ -183,6 +188,12 @@ def _resampled(arrays: Mapping[str, Array], draws: npt.NDArray[np.float64]) -> d
             continue
         if measure == "tags":
             numbers |= resampled(group, draws)
+            continue
+        if measure == "retrieval":
+            numbers |= figures(group, draws)
+            continue
+        if measure == "copies":
+            numbers["mAP"] = draws @ group["ap"] / draws.sum(1)
             continue
         if measure in POINTS:
             values = average_precision(Matches.from_arrays(group), draws, measure)
