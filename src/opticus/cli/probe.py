@@ -17,14 +17,20 @@ def word() -> Any:
 
 @dataclass
 class Probe:
-    """Accuracy of neighbours and linear classifiers on frozen features: opticus probe runs/classify/x data=crops."""
+    """What frozen features are worth (neighbours, linear, retrieval, copies): opticus probe runs/classify/x data=crops."""
 
     model: str = word()
     data: str | None = None
     weights: str | None = None
-    methods: tuple[str, ...] = ("knn", "linear")
+    methods: tuple[str, ...] | None = None  # of knn, linear, sgd-linear, svm; retrieval; copy. What the data is for if not given
     k: int = 20
     temperature: float = 0.07
+    search: Literal["exact", "faiss", "faiss-hnsw"] = "exact"  # how neighbours are found; faiss is the extra "search"
+    scales: tuple[float, ...] = (1.0,)  # the input is resized by each and the vectors averaged, such as 1,0.7071,0.5
+    layers: int = 1  # class tokens of so many last blocks
+    average: bool = False  # and the mean of the patch tokens
+    gem: float = 0.0  # and the last map pooled by this power
+    longest: int | None = None  # whole pictures, shrunk to this longer side and not cropped
     baseline: bool = True  # the same on raw pixels
     split: str = "test"
     batch: int = 64
@@ -43,7 +49,8 @@ class Probe:
             raise UsageError("opticus probe needs data=, such as: opticus probe resnet/50:imagenet1k_v2 data=crops")
         model = opticus.load(self.model, self.weights)
         found = opticus.probe(
-            model, self.data, methods=self.methods, k=self.k, temperature=self.temperature, baseline=self.baseline,
+            model, self.data, methods=self.methods, k=self.k, temperature=self.temperature, search=self.search,
+            scales=self.scales, layers=self.layers, average=self.average, gem=self.gem, longest=self.longest, baseline=self.baseline,
             split=self.split, batch=self.batch, device=self.device, precision=self.precision, cache=self.cache,
             out=self.out, quiet=self.quiet,
         )  # fmt: skip

@@ -36,7 +36,9 @@ FORMATS = (
     Format("coco", "a COCO, LVIS or Objects365 JSON, annotations/*.json or */_annotations.coco.json", coco.matches, coco.read),
     Format("voc", "Annotations/*.xml (Pascal VOC)", voc.matches, voc.read),
     Format("revisited", "gnd_*.pkl beside jpg/ (revisited Oxford, Paris)", retrieval.matches_revisited, retrieval.read_revisited),
-    Format("copydays", "original/ beside strong/, crops/ or jpegqual/ (Copydays)", retrieval.matches_copydays, retrieval.read_copydays),
+    Format(
+        "copydays", "original/ beside strong/, crops/ or jpegqual/ (Copydays)", retrieval.matches_copydays, retrieval.read_copydays
+    ),
     Format("openimages", "*-annotations-bbox.csv (Open Images)", openimages.matches, openimages.read),
     Format("yolo", "data.yaml, or images/ beside labels/ (YOLO)", yolo.matches, yolo.read),
     Format("cifar", "data_batch_* or train.bin (CIFAR)", cifar.matches, cifar.read),
@@ -54,15 +56,16 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", "scenes-hard", "views" or "copies" (retrieval), a folder, file or archive in a known
-    format, or an iterable of `Sample`;
+    """The data set `source`: "digits", "scenes", "crops", "textures", "scenes-hard", "views" or "copies" (retrieval), a
+    folder, file or archive in a known format, or an iterable of `Sample`;
     "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?).
 
-    `split` is "train", "val" or "test" (with the usual aliases), "database" or "query" of retrieval data. Annotations are checked (boxes finite, non-empty and inside,
-    categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first bad record, "quarantine" leaves bad
-    records out, warns, and lists them with their reasons in the result's `quarantined`; "keep" passes them on. `quarantine` is a CSV
-    written by the doctor, whose records are left out. Options: `masks=True` adds instance masks to the targets of data that has
-    them; embedded sets take those of their class (`count`, `seed`, ...). Raises DataError when nothing matches.
+    `split` is "train", "val" or "test" (with the usual aliases), "database" or "query" of retrieval data. Annotations are checked
+    (boxes finite, non-empty and inside, categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first
+    bad record, "quarantine" leaves bad records out, warns, and lists them with their reasons in the result's `quarantined`; "keep"
+    passes them on. `quarantine` is a CSV written by the doctor, whose records are left out. Options: `masks=True` adds instance masks
+    to the targets of data that has them; embedded sets take those of their class (`count`, `seed`, ...). Raises DataError when nothing
+    matches.
     """
     if on_bad not in ("raise", "quarantine", "keep"):
         raise UsageError(f"on_bad must be 'raise', 'quarantine' or 'keep', found {on_bad!r}")

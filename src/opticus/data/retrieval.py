@@ -120,7 +120,9 @@ def read_revisited(path: Path, split: str) -> RetrievalFiles:
     part = part_of(split, str(path))
     found = sorted(path.glob("gnd_*.pkl"))
     if len(found) > 1:
-        raise DataError(f"{path}: expected one ground truth, found {', '.join(file.name for file in found)}; give each set its folder")
+        raise DataError(
+            f"{path}: expected one ground truth, found {', '.join(file.name for file in found)}; give each set its folder"
+        )
     file = found[0]
     content = _worded(read_pickle(file))
     if not isinstance(content, dict):
@@ -137,7 +139,9 @@ def read_revisited(path: Path, split: str) -> RetrievalFiles:
     names = images if part == "database" else queries
     missing = [str(name) for name in names if name not in there]
     if missing:
-        raise DataError(f"{path / 'jpg'}: {len(missing)} of {len(names)} pictures of {file.name} are missing, such as {missing[0]}.jpg")
+        raise DataError(
+            f"{path / 'jpg'}: {len(missing)} of {len(names)} pictures of {file.name} are missing, such as {missing[0]}.jpg"
+        )
     files = [(name, there[name]) for name in names]
     if part == "database":
         return RetrievalFiles("revisited", part, files)
@@ -223,7 +227,9 @@ def read_copydays(path: Path, split: str) -> RetrievalFiles:
     part = part_of(split, str(path))
     originals = _listed(path, "original")
     if part == "database":
-        return RetrievalFiles("copydays", part, originals + (_listed(path, "distractors") if (path / "distractors").is_dir() else []))
+        return RetrievalFiles(
+            "copydays", part, originals + (_listed(path, "distractors") if (path / "distractors").is_dir() else [])
+        )
     stems = {Path(name).stem: place for place, (name, _) in enumerate(originals)}
     prefixes: dict[str, list[int]] = {}
     for stem, place in stems.items():

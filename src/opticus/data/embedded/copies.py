@@ -79,7 +79,9 @@ class Copies:
     def _distorted(self, index: int) -> Pixels:
         kind, _, amount = BLOCKS[index % len(BLOCKS)].partition("/")
         original = Image.fromarray(square(index // len(BLOCKS)))
-        raw = np.random.Philox(key=((self.seed & 0xFFFFFFFF) << 32) | (VERSION << 8) | 0xC0, counter=[0, 0, index, 0]).random_raw(12)
+        raw = np.random.Philox(key=((self.seed & 0xFFFFFFFF) << 32) | (VERSION << 8) | 0xC0, counter=[0, 0, index, 0]).random_raw(
+            12
+        )
         u: list[float] = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
         if kind == "jpegqual":
             return _saved(original, int(amount))
@@ -118,7 +120,9 @@ def _cut(image: Image.Image, share: float, u: list[float]) -> Pixels:
 
 def _strong(image: Image.Image, u: list[float]) -> Pixels:
     image = ImageOps.mirror(image) if u[0] < 0.5 else image
-    image = Image.fromarray(_cut(image.rotate(40 * u[1] - 20, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)), 0.3, [0.5, 0.5]))
+    image = Image.fromarray(
+        _cut(image.rotate(40 * u[1] - 20, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)), 0.3, [0.5, 0.5])
+    )
     blurred = image.filter(ImageFilter.GaussianBlur(0.5 + 1.5 * u[2]))
     gain, offset, tint = 0.5 + u[3], 80 * (u[4] - 0.5), 0.7 + 0.6 * np.asarray(u[5:8])
     pixels = np.clip(((np.asarray(blurred, np.float64) - 128) * gain + 128 + offset) * tint, 0, 255).astype(np.uint8)

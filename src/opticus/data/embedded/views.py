@@ -1,9 +1,10 @@
 """`views`: retrieval without labels out of photographs: find the pictures that show the place of a query (splits "database", "query").
 
 A place is a point of a photograph, a query the upright square around it. Database pictures are further squares, in turns changed mildly
-(shifted, turned, zoomed, lit in another way), strongly, or moved away. What they count as for a query follows from geometry alone: `easy` if the squares overlap by
-half (intersection over union) and the view is mild, `hard` if they otherwise overlap by a fifth, `junk` if they overlap less than that but at all.
-Other photographs and other parts of the same one are to be told apart. Every picture is a pure function of (seed, VERSION, split, index).
+(shifted, turned, zoomed, lit in another way), strongly, or moved away. What they count as for a query follows from geometry alone:
+`easy` if the squares overlap by half (intersection over union) and the view is mild, `hard` if they otherwise overlap by a fifth,
+`junk` if they overlap less than that but at all. Other photographs and other parts of the same one are to be told apart. Every
+picture is a pure function of (seed, VERSION, split, index).
 """
 
 from __future__ import annotations
