@@ -59,6 +59,56 @@ class Probe:
 
 
 @dataclass
+class Features:
+    """Vectors of a data set into a memory-mapped file, resumably: opticus features vit/b16:... data=photos out=photos.npy."""
+
+    model: str = word()
+    data: str | None = None
+    out: str | None = None  # a .npy file; ids, labels and protocol are written beside it
+    weights: str | None = None
+    split: str = "train"
+    dtype: Literal["float32", "float16"] = "float32"
+    scales: tuple[float, ...] = (1.0,)
+    layers: int = 1
+    average: bool = False
+    gem: float = 0.0
+    longest: int | None = None
+    batch: int = 64
+    device: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    overwrite: bool = False
+    quiet: bool = False
+    json: bool = False
+
+    def run(self) -> int:
+        """Say what was written where; a killed call goes on where it stopped."""
+        import opticus
+
+        if self.data is None or self.out is None:
+            raise UsageError("opticus features needs data= and out=, such as: opticus features runs/x data=crops out=crops.npy")
+        from opticus.verbs.features import Taken
+
+        model = opticus.load(self.model, self.weights)
+        done = opticus.extract(
+            model, self.data, self.out, split=self.split, dtype=self.dtype, batch=self.batch, device=self.device,
+            taken=Taken(self.scales, self.layers, self.average, self.gem, self.longest), precision=self.precision,
+            overwrite=self.overwrite, quiet=self.quiet,
+        )  # fmt: skip
+        rows, width = done.vectors.shape
+        record = {
+            "file": str(done.file),
+            "rows": rows,
+            "width": width,
+            "dtype": self.dtype,
+            "ids": str(done.ids),
+            "resumed": done.resumed,
+        }
+        gone = f" ({done.resumed} rows were there already)" if done.resumed else ""
+        print(json.dumps(record, indent=1) if self.json else f"{done.file}: {rows} x {width} {self.dtype}, ids in {done.ids}{gone}")
+        return 0
+
+
+@dataclass
 class TransferCurve:
     """Which layers to freeze: fine-tunes a trained network at every depth: opticus transfer-curve RUN data=textures steps=300."""
 

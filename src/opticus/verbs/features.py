@@ -97,7 +97,7 @@ def extract(
             found = np.load(file, mmap_mode="r")
             if found.shape[0] == len(data):
                 return Features(found, labels, ids)
-    rows = _rows(model, data, split, batch, device, precision, quiet, taken)
+    rows = rows_of(model, data, split, batch, device, precision, quiet, taken)
     if file is None:
         return Features(np.concatenate(list(rows)), labels, ids)
     try:
@@ -119,7 +119,7 @@ def embed(network: nn.Module, pixels: Tensor) -> Tensor:
     raise CapabilityError(f"{_name(network)} has neither embed() nor features(): there is no vector to probe")
 
 
-def _rows(
+def rows_of(
     model: nn.Module,
     data: Dataset,
     split: str,
@@ -130,6 +130,7 @@ def _rows(
     taken: Taken = PLAIN,
     start: int = 0,
 ) -> Iterator[npt.NDArray[np.float32]]:
+    """Vectors (b, D) batch after batch, from picture `start` on; DataError naming a picture whose vector is not finite."""
     where = place(model, device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
