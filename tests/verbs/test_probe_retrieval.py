@@ -171,8 +171,10 @@ def test_a_frozen_network_is_scored_beside_raw_pixels(tmp_path: Path) -> None:
     scaled = opticus.probe(model, pair, methods=("retrieval",), scales=(1.0, 2**-0.5, 0.5), gem=4.0, baseline=False, quiet=True)
     assert scaled.rows[0].protocol["vector"] == {"scales": (1.0, 2**-0.5, 0.5), "gem": 4.0}
     opticus.probe(model, pair, methods=("retrieval",), scales=(1.0, 0.5), out=tmp_path / "b", baseline=False, quiet=True)
-    with pytest.raises(opticus.Error, match="unlike protocols"):
-        opticus.compare(tmp_path / "out" / "resnet-tiny-retrieval", tmp_path / "b" / "resnet-tiny-retrieval")
+    saved = json.loads((tmp_path / "b" / "probe.json").read_text())
+    assert saved[0]["protocol"]["vector"] == {"scales": [1.0, 0.5]}
+    compared = opticus.compare(tmp_path / "out" / "resnet-tiny-retrieval", tmp_path / "b" / "resnet-tiny-retrieval")
+    assert compared["mAP_medium"].a == found["retrieval"], "what vectors are worth is compared under one protocol of scoring"
 
 
 def test_vectors_are_those_of_the_published_evaluations() -> None:

@@ -225,13 +225,11 @@ def _named(data: Any) -> str:
 def keep(result: Probe, folder: Path) -> None:
     """Write probe.json and, in a folder per row, a passport that `compare` reads."""
     write_text(folder / "probe.json", json.dumps(result.to_json(), indent=1))
-    for row in result.rows:
-        shared = {
-            key: value for key, value in row.protocol.items() if key not in ("features", "vector", "prepare", *row.metric.protocol)
-        }
-        shared["probe"] = {
-            key: value for key, value in shared["probe"].items() if key not in ("regularisation", "rate")
-        }  # found, not set
+    for row in result.rows:  # which vector is scored is what runs differ in; how it is scored must be equal
+        subject = ("features", "vector", "prepare", *row.metric.protocol)
+        shared = {key: value for key, value in row.protocol.items() if key not in subject}
+        found = ("regularisation", "rate")  # by the validation split, not set
+        shared["probe"] = {key: value for key, value in shared["probe"].items() if key not in found}
         Passport.of(row.metric, shared).write(folder / f"{row.features.replace('/', '-').replace(':', '-')}-{row.method}")
 
 
