@@ -211,6 +211,8 @@ def test_bad_questions_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
         opticus.probe(model, "digits", methods=("retrieval",))
     with pytest.raises(CapabilityError, match="knn needs data with one label per picture"):
         opticus.probe(model, "views", methods=("retrieval", "knn"), quiet=True)
+    with pytest.raises(CapabilityError, match=r"classifiers need data with one label.*views has queries, use methods=retrieval"):
+        opticus.probe(model, "views", methods=("knn",), quiet=True)
     with pytest.raises(CapabilityError, match="use methods=retrieval"):
         opticus.probe(model, "views", methods=("copy",), quiet=True)
     with pytest.raises(UsageError, match="scales must be above 0"):

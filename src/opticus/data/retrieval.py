@@ -98,7 +98,7 @@ class RetrievalFiles:
 
 
 def _cropped(picture: Picture, box: tuple[float, float, float, float], id: str) -> Picture:
-    """The part inside `box`, corners rounded to whole pixels as Pillow's crop does; DataError if nothing is left of it."""
+    """The part inside `box` and the picture, corners rounded to whole pixels as by Pillow's crop; DataError if nothing is left."""
     height, width = picture.size
     x0, y0, x1, y1 = (round(value) for value in box)
     x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)

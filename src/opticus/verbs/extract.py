@@ -129,7 +129,8 @@ def _filled(
     for row in rows:
         if table is None:
             table = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=(len(source), row.shape[1]))
-        values = row.astype(dtype)
+        with np.errstate(over="ignore"):  # said below, with the picture's name
+            values = row.astype(dtype)
         if not np.isfinite(values).all():
             worst = int(np.argmin(np.isfinite(values).all(1)))
             raise DataError(

@@ -239,6 +239,9 @@ def keep(result: Probe, folder: Path) -> None:
 def _splits(data: Any, split: str) -> tuple[Source, Source, Source]:
     """What classifiers are fitted on, chosen by, and scored on; the three share no sample."""
     first = cast(Source, data if hasattr(data, "target_of") else open_data(data, "train"))
+    if protocol_of(first) is not None:
+        fit = " or ".join(name for name, protocol in RETRIEVAL.items() if protocol == protocol_of(first))
+        raise CapabilityError(f"classifiers need data with one label per picture; {_named(data)} has queries, use methods={fit}")
     there = {canonical(name): name for name in first.splits}
     if canonical(split) not in there or canonical(split) == "train":
         known = ", ".join(name for name in first.splits if canonical(name) != "train") or "no other split"

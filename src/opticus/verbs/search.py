@@ -38,6 +38,7 @@ def nearest(bank: Any, queries: Any, k: int, search: Search = "exact", block: in
     if search not in SEARCHES:
         raise UnknownNameError("search", search, SEARCHES)
     rows = unit(bank)
+    k = min(k, len(rows))
     look = (lambda part: (part @ rows.T).topk(k, dim=1)) if search == "exact" else _index(rows, k, search)
     for first in range(0, len(queries), block):
         near, where = look(unit(queries[first : first + block]))
