@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opticus.verbs.compare import compare
     from opticus.verbs.evaluate import evaluate
     from opticus.verbs.evaluate_results import evaluate_results
+    from opticus.verbs.extract import extract
     from opticus.verbs.info import info
     from opticus.verbs.match import cascade, match
     from opticus.verbs.models import create, identify, load, save
@@ -44,6 +45,7 @@ _WHERE = {
     "evaluate_results": "opticus.verbs.evaluate_results",
     "explain": "opticus.recipes.choose",
     "export_data": "opticus.data.export",
+    "extract": "opticus.verbs.extract",
     "identify": "opticus.verbs.models",
     "info": "opticus.verbs.info",
     "list_models": "opticus.zoo",
@@ -72,6 +74,7 @@ __all__ = [
     "evaluate_results",
     "explain",
     "export_data",
+    "extract",
     "identify",
     "info",
     "list_models",

@@ -39,7 +39,7 @@ def test_features_are_computed_once_and_belong_to_weights_and_data(tmp_path: Pat
     model, data = opticus.create("resnet/tiny"), Crops("val", count=20)
     first = extract(model, data, "val", quiet=True)
     assert first.vectors.shape == (20, 128) and first.labels.shape == (20,) and isinstance(first.vectors, np.memmap)
-    monkeypatch.setattr(features, "_rows", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(features, "rows_of", lambda *_: pytest.fail("computed again"))
     assert np.array_equal(extract(model, data, "val", quiet=True).vectors, first.vectors)
     monkeypatch.undo()
     monkeypatch.setenv("OPTICUS_HOME", str(tmp_path))

@@ -13,7 +13,7 @@ from opticus.cli.compare_models import CompareModels
 from opticus.cli.explain import Explain
 from opticus.cli.lab import Lab
 from opticus.cli.match import Cascade, Match
-from opticus.cli.probe import Probe, TransferCurve
+from opticus.cli.probe import Features, Probe, TransferCurve
 from opticus.cli.proposals import Proposals
 from opticus.structures.errors import DataError, UsageError
 
@@ -445,6 +445,7 @@ COMMANDS: dict[str, Any] = {
     "info": Info,
     "identify": Identify,
     "probe": Probe,
+    "features": Features,
     "transfer-curve": TransferCurve,
     "anchors": Anchors,
     "proposals": Proposals,

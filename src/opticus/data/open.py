@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from opticus.data import archive, cifar, coco, davis, folder, mnist, openimages, segments, shards, tags, tar, voc, yolo
+from opticus.data import archive, cifar, coco, davis, folder, mnist, openimages, retrieval, segments, shards, tags, tar, voc, yolo
 from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -19,7 +19,7 @@ from opticus.structures import DataError, Sample, UnknownNameError, UsageError, 
 
 OnBad = Literal["raise", "quarantine", "keep"]
 HARDER = ("small", "crowded", "occluded", "cluttered", "varied", "hard")  # kinds of "scenes"
-EMBEDDED = ("digits", "scenes", "crops", "textures", "videos", *(f"scenes-{kind}" for kind in HARDER))
+EMBEDDED = ("digits", "scenes", "crops", "textures", "videos", "views", "copies", *(f"scenes-{kind}" for kind in HARDER))
 
 
 class Format(NamedTuple):
@@ -36,6 +36,10 @@ FORMATS = (
     Format("coco", "a COCO, LVIS or Objects365 JSON, annotations/*.json or */_annotations.coco.json", coco.matches, coco.read),
     Format("davis", "JPEGImages/480p/<sequence>/ beside ImageSets/2017/*.txt (DAVIS)", davis.matches, davis.read),
     Format("voc", "Annotations/*.xml (Pascal VOC)", voc.matches, voc.read),
+    Format("revisited", "gnd_*.pkl beside jpg/ (revisited Oxford, Paris)", retrieval.matches_revisited, retrieval.read_revisited),
+    Format(
+        "copydays", "original/ beside strong/, crops/ or jpegqual/ (Copydays)", retrieval.matches_copydays, retrieval.read_copydays
+    ),
     Format("openimages", "*-annotations-bbox.csv (Open Images)", openimages.matches, openimages.read),
     Format("yolo", "data.yaml, or images/ beside labels/ (YOLO)", yolo.matches, yolo.read),
     Format("cifar", "data_batch_* or train.bin (CIFAR)", cifar.matches, cifar.read),
@@ -54,16 +58,17 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", "videos", "scenes-hard", a folder, file or archive in a known
-    format, or an iterable of `Sample`;
+    """The data set `source`: "digits", "scenes", "crops", "textures", "videos", "scenes-hard", "views" or "copies" (retrieval), a
+    folder, file or archive in a known format, or an iterable of `Sample`;
     "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?), "segment:" before one with
     masks or before Pascal VOC gives maps of classes.
 
-    `split` is "train", "val" or "test" (with the usual aliases). Annotations are checked (boxes finite, non-empty and inside,
-    categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first bad record, "quarantine" leaves bad
-    records out, warns, and lists them with their reasons in the result's `quarantined`; "keep" passes them on. `quarantine` is a CSV
-    written by the doctor, whose records are left out. Options: `masks=True` adds instance masks to the targets of data that has
-    them; embedded sets take those of their class (`count`, `seed`, ...). Raises DataError when nothing matches.
+    `split` is "train", "val" or "test" (with the usual aliases), "database" or "query" of retrieval data. Annotations are checked
+    (boxes finite, non-empty and inside, categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first
+    bad record, "quarantine" leaves bad records out, warns, and lists them with their reasons in the result's `quarantined`; "keep"
+    passes them on. `quarantine` is a CSV written by the doctor, whose records are left out. Options: `masks=True` adds instance masks
+    to the targets of data that has them; embedded sets take those of their class (`count`, `seed`, ...). Raises DataError when nothing
+    matches.
     """
     if on_bad not in ("raise", "quarantine", "keep"):
         raise UsageError(f"on_bad must be 'raise', 'quarantine' or 'keep', found {on_bad!r}")
@@ -168,18 +173,21 @@ def _without(data: Source, bad: dict[str, str], general: int) -> Source:
 
 
 def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
+    from opticus.data.embedded.copies import Copies
     from opticus.data.embedded.crops import Crops
     from opticus.data.embedded.digits import Digits
     from opticus.data.embedded.scenes import Scenes
     from opticus.data.embedded.textures import Textures
     from opticus.data.embedded.videos import Videos
+    from opticus.data.embedded.views import Views
 
     makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops, "textures": Textures}
-    makers["videos"] = Videos
+    makers |= {"videos": Videos, "views": Views, "copies": Copies}
     makers |= {f"scenes-{kind}": functools.partial(Scenes, challenge=kind) for kind in HARDER}
-    splits = ("train", "val", "test")
-    if split not in splits:
-        raise DataError(f"{name} has the splits {', '.join(splits)}, found {split!r}")
+    if name in ("views", "copies"):
+        split = retrieval.part_of(split, name)
+    elif split not in ("train", "val", "test"):
+        raise DataError(f"{name} has the splits train, val, test, found {split!r}")
     try:
         return makers[name](split, **options)
     except TypeError as error:

@@ -11,7 +11,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,15 @@ import numpy.typing as npt
 from opticus.structures import DataError
 
 _LIMIT = 1 << 30  # bytes of a file; CIFAR's largest is 155 MB
-_ARRAY, _KIND, _RECONSTRUCT, _ENCODE = "array", "dtype", "reconstruct", "encode"
+_DEEPEST = 64  # lists in lists; the data sets that are read have three
+_ARRAY, _KIND, _RECONSTRUCT, _ENCODE, _SCALAR = "array", "dtype", "reconstruct", "encode", "scalar"
 _NAMES = {
     "numpy ndarray": _ARRAY,
     "numpy dtype": _KIND,
     "numpy.core.multiarray _reconstruct": _RECONSTRUCT,
     "numpy._core.multiarray _reconstruct": _RECONSTRUCT,
+    "numpy.core.multiarray scalar": _SCALAR,
+    "numpy._core.multiarray scalar": _SCALAR,
     "_codecs encode": _ENCODE,
 }
 _PLAIN = frozenset(
@@ -186,13 +189,28 @@ def _made(name: Any, words: tuple[Any, ...]) -> Any:
         return _Kind(words[0])
     if kind == _ENCODE and isinstance(words[0], str):
         return words[0].encode("latin-1")
+    if kind == _SCALAR and len(words) == 2 and isinstance(words[0], _Kind) and isinstance(words[1], bytes):
+        return np.frombuffer(words[1], words[0].dtype, 1)[0].item()
     raise DataError(f"it calls {kind} in an unknown way")
 
 
-def _finished(value: Any) -> Any:
-    """Arrays in place of what they were built in: the object itself, or the values of a dictionary."""
+def _finished(value: Any, seen: dict[int, Any] | None = None, depth: int = 0) -> Any:
+    """Arrays in place of what they were built in, inside lists, tuples and dictionaries too; each object is visited once."""
+    seen = {} if seen is None else seen
     if isinstance(value, _Array):
         return value.value
-    if isinstance(value, dict):
-        return {key: inner.value if isinstance(inner, _Array) else inner for key, inner in value.items()}
-    return value
+    if not isinstance(value, (list, dict, tuple)):
+        return value
+    if depth > _DEEPEST:
+        raise DataError(f"its lists are nested more than {_DEEPEST} deep")
+    held: Any = value
+    if id(held) in seen:
+        return seen[id(held)][1]
+    if isinstance(held, tuple):
+        made = tuple(_finished(inner, seen, depth + 1) for inner in cast(tuple[Any, ...], held))
+        seen[id(held)] = (held, made)  # the tuple is kept too, so that its number stays its own
+        return made
+    seen[id(held)] = (held, held)
+    for place, inner in held.items() if isinstance(held, dict) else enumerate(held):
+        held[place] = _finished(inner, seen, depth + 1)
+    return held

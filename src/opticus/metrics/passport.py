@@ -20,6 +20,7 @@ from opticus.metrics.lvis import LvisDetection
 from opticus.metrics.masks import BestMask
 from opticus.metrics.masks import resampled as resampled_masks
 from opticus.metrics.multilabel import TagPrecision, resampled
+from opticus.metrics.retrieval import Copies, Retrieval, figures
 from opticus.metrics.tables import POINTS, Matches, average_precision
 from opticus.metrics.video import VideoSegmentation
 from opticus.metrics.video import resampled as resampled_videos
@@ -38,6 +39,9 @@ class Number(NamedTuple):
     protocol: Mapping[str, Any]
 
 
+Scored = Accuracy | TagPrecision | Retrieval | Copies | CocoDetection | LvisDetection | VocDetection | VideoSegmentation | BestMask
+
+
 class Passport(NamedTuple):
     """The numbers of one run, the ids of its samples and, per measure, the flat arrays that each sample contributed."""
 
@@ -47,7 +51,7 @@ class Passport(NamedTuple):
 
     @staticmethod
     def of(
-        metric: Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection | VideoSegmentation | BestMask,
+        metric: Scored,
         extra: Mapping[str, Any] | None = None,
     ) -> Passport:
         """The passport of a finished metric; `extra` protocol fields (input size, threshold) are added to every number."""
@@ -61,6 +65,9 @@ class Passport(NamedTuple):
             arrays = {f"video/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, BestMask):
             arrays = {f"best mask/{key}": value for key, value in metric.samples().items()}
+        elif isinstance(metric, (Retrieval, Copies)):
+            kind = "retrieval" if isinstance(metric, Retrieval) else "copies"
+            arrays = {f"{kind}/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, VocDetection):
             arrays = {f"{metric.rule}/{key}": value for key, value in metric.matches().to_arrays().items()}
         else:
@@ -198,6 +205,12 @@ def _resampled(arrays: Mapping[str, Array], draws: npt.NDArray[np.float64]) -> d
             continue
         if measure == "best mask":
             numbers |= resampled_masks(group, draws)
+            continue
+        if measure == "retrieval":
+            numbers |= figures(group, draws)
+            continue
+        if measure == "copies":
+            numbers["mAP"] = draws @ group["ap"] / draws.sum(1)
             continue
         if measure in POINTS:
             values = average_precision(Matches.from_arrays(group), draws, measure)

@@ -184,12 +184,26 @@ class Mesh:
 
 
 @dataclass(slots=True)
+class Relevant:
+    """What a query should find in the data's "database" split: positions in it, (N,) int64 each.
+
+    `easy` and `hard` are pictures of the same thing, `junk` those that count neither way. `group` names the block of queries that a
+    figure is given for (a kind of distortion in copy detection).
+    """
+
+    easy: Tensor
+    hard: Tensor
+    junk: Tensor
+    group: str = ""
+
+
+@dataclass(slots=True)
 class Several:
     """Targets of several kinds for one picture, by name (boxes and a caption, both read by one system)."""
 
     parts: Mapping[str, Target]
 
 
-Target = Classes | Instances | LabelMap | Panoptic | Embedding | Text | Picture | Trajectory | Mesh | Several
+Target = Classes | Instances | LabelMap | Panoptic | Embedding | Text | Picture | Trajectory | Mesh | Relevant | Several
 Result = Target
 Input = Picture | Clip | Sequence | Text | Tensor

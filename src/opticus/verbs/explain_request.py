@@ -19,6 +19,7 @@ from opticus.structures import (
     Classes,
     DataError,
     Dataset,
+    Embedding,
     Images,
     Picture,
     Prepare,
@@ -210,8 +211,10 @@ def enlarged(picture: Picture, size: tuple[int, int]) -> Values:
 
 
 def label_of(sample: Sample) -> int | None:
-    """The class of a sample with a single label, else None."""
+    """The class of a sample with a single label, or the identity that an embedding's data gives it, else None."""
     target = sample.target
+    if isinstance(target, Embedding):
+        return target.identity
     return int(target.labels[0]) if isinstance(target, Classes) and len(target) else None
 
 

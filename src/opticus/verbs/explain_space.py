@@ -16,7 +16,7 @@ from torch import Tensor
 
 from opticus.plot.colours import colour
 from opticus.plot.panels import Panel, panels, plane
-from opticus.structures import Prepare, Sample, UsageError
+from opticus.structures import DataError, Prepare, Sample, UsageError
 from opticus.transforms.pixels import channelled, resize
 from opticus.transforms.prepare import place
 from opticus.verbs.explain_request import Answer, Request, Values, at_least, label_of, name_of, need, one_of, rounded, vectors
@@ -27,17 +27,23 @@ FRAMES: int = 24  # classes that still get a colour of their own in a legend
 
 
 def tsne(request: Request, *, limit: int = 500, perplexity: float = 30.0) -> Answer:
-    """t-SNE of the `embed` vectors of a data set: thumbnails in a plane, framed in their class colours."""
+    """t-SNE of the `embed` vectors of a data set or a folder of pictures: thumbnails in a plane, framed in their class colours.
+
+    Pictures without a class or identity have grey frames and no legend.
+    """
     need(request.model, "embed", request.kind, "for the vectors that are laid out")
-    samples = request.samples(limit)
+    samples = _shown(request, limit)
     if len(samples) < 5:
         raise UsageError(f"t-SNE needs at least 5 pictures, found {len(samples)}")
     if not 1 <= perplexity < len(samples):
         raise UsageError(f"perplexity must be at least 1 and below the {len(samples)} pictures, found {perplexity}")
     points = vectors(request.model, samples)
+    if not bool(torch.isfinite(points).all()):
+        bad = samples[int((~torch.isfinite(points).all(1)).nonzero()[0])]
+        raise DataError(f"{bad.id}: the network's vector of this picture holds values that are not finite numbers")
     layout, divergence = laid_out(points, perplexity, request.seed)
     labels = [label_of(sample) for sample in samples]
-    names = request.dataset().names
+    names = request.dataset().names if request.data is not None else ()
     near, flat = agreement(points, labels), agreement(torch.from_numpy(layout), labels)
     fills = [colour(label) if label is not None else (150, 150, 156) for label in labels]
     known = sorted({label for label in labels if label is not None})[:FRAMES]
@@ -46,7 +52,7 @@ def tsne(request: Request, *, limit: int = 500, perplexity: float = 30.0) -> Ans
     thumb = int(np.clip(1000 / np.sqrt(len(samples)) * 0.62, 18, 64))
     picture = plane(
         layout[order], [samples[i].picture for i in order], [fills[i] for i in order], legend,
-        f"{request.title}: t-SNE of {len(samples)} pictures ({request.split} split)", thumb,
+        f"{request.title}: t-SNE of {len(samples)} pictures" + (f" ({request.split} split)" if request.data is not None else ""), thumb,
     )  # fmt: skip
     rows = [{"id": s.id, "label": name_of(names, label), "x": rounded(float(x)), "y": rounded(float(y))}
             for s, label, (x, y) in zip(samples, labels, layout)]  # fmt: skip
@@ -63,6 +69,13 @@ def tsne(request: Request, *, limit: int = 500, perplexity: float = 30.0) -> Ans
         [f"Vectors of embed(): {points.shape[1]} numbers a picture; perplexity {perplexity:g}, started from the principal components."
          + said],
     )  # fmt: skip
+
+
+def _shown(request: Request, limit: int) -> list[Sample]:
+    """The data's samples, or the pictures of a source without data."""
+    if request.source is None or request.data is not None:
+        return request.samples(limit)
+    return [Sample.of(item.picture.pixels, None, item.id) for item in request.items(limit)]
 
 
 def laid_out(points: Tensor, perplexity: float, seed: int) -> tuple[Values, float]:
