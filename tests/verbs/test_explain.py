@@ -48,6 +48,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "neighbours": {"data": "digits", "limit": 60, "queries": 3, "k": 4},
     "gradcam": {"model": "resnet/tiny", "data": "crops", "limit": 2},
     "attention": {"model": "vit/tiny", "data": "digits", "index": 3},
+    "attention-mask": {"model": "vit/tiny", "data": "scenes", "size": 64},
+    "attention-point": {"model": "vit/tiny", "data": "crops", "point": (9, 20)},
     "rollout": {"model": "vit/tiny", "data": "digits"},
     "receptive-field": {"model": "resnet/tiny", "layer": "layer2", "limit": 2, "data": "crops"},
     "augmentations": {"model": "resnet/tiny", "data": "crops", "columns": 2},

@@ -207,7 +207,7 @@ def test_vectors_are_those_of_the_published_evaluations() -> None:
 def test_bad_questions_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
     model = opticus.create("resnet/tiny")
     pair = (few("database"), few("query"))
-    with pytest.raises(CapabilityError, match=r"retrieval needs data with queries and a database.*found digits"):
+    with pytest.raises(CapabilityError, match=r"retrieval needs queries and a database.*found digits"):
         opticus.probe(model, "digits", methods=("retrieval",))
     with pytest.raises(CapabilityError, match="knn needs data with one label per picture"):
         opticus.probe(model, "views", methods=("retrieval", "knn"), quiet=True)

@@ -204,9 +204,12 @@ def _tokens(network: nn.Module, pixels: Tensor, taken: Taken) -> Tensor:
     if taken.layers > len(blocks):
         raise UsageError(f"layers={taken.layers} blocks were asked for, {_name(network)} has {len(blocks)}")
     seen: list[Tensor] = []
-    handles = [
-        block.register_forward_hook(lambda _module, _given, out: seen.append(out)) for block in list(blocks)[-taken.layers :]
-    ]
+
+    def keep(module: nn.Module, given: Any, out: Tensor) -> None:
+        seen.append(out)
+
+    last: list[Any] = list(blocks)[-taken.layers :]
+    handles = [block.register_forward_hook(keep) for block in last]
     try:
         embed(network, pixels)
     finally:

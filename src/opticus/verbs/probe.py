@@ -154,9 +154,7 @@ def probe(
         if is_retrieval(data):
             return _retrieval(model, data, methods, view, baseline, out)
         if methods:
-            raise CapabilityError(
-                f"{methods[0]} needs data with queries and a database, such as views or copies; found {_named(data)}"
-            )
+            raise CapabilityError(f"{methods[0]} needs queries and a database, such as views or copies; found {_named(data)}")
     result = _classified(model, data, methods or ("knn", "linear"), split, view, baseline, Vote(k, temperature, search))
     if out is not None:
         keep(result, Path(out))
