@@ -4,10 +4,10 @@ Its heads lose the last layer's bias, which the authors' networks (deepmind-rese
 """
 
 import torch
-from selfsup import WIDTH, checkout, learned, network_case, objective_case, pixels_of, shapes, small, torchvision
 from torch import nn
 
 from opticus.parity.fill import fill_module
+from selfsup import WIDTH, checkout, learned, network_case, objective_case, pixels_of, shapes, small, torchvision
 
 PAPER = "byol"
 EXTENDS = "resnet"

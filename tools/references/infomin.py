@@ -3,10 +3,10 @@
 from unittest import mock
 
 import torch
-from selfsup import CONFIG, VIEWS, checkout, learned, network_case, objective_case, pixels_of, shapes
 from torch import nn
 
 from opticus.parity.fill import fill_module
+from selfsup import CONFIG, VIEWS, checkout, learned, network_case, objective_case, pixels_of, shapes
 
 PAPER = "infomin"
 PART = {"backbone": {"part": "resnet/18", "changes": {**CONFIG, "block": "bottleneck"}}}  # the authors' heads take 2048 values

@@ -4,10 +4,10 @@ A checkout of lightly is named by $OPTICUS_REFERENCES/lightly; the authors' repo
 """
 
 import torch
-from selfsup import WIDTH, checkout, learned, network_case, objective_case, pixels_of, shapes, small, torchvision
 from torch import nn
 
 from opticus.parity.fill import fill_module
+from selfsup import WIDTH, checkout, learned, network_case, objective_case, pixels_of, shapes, small, torchvision
 
 PAPER = "moco"
 EXTENDS = "resnet"

@@ -4,10 +4,10 @@ Checkouts of both are named by $OPTICUS_REFERENCES/lightly and $OPTICUS_REFERENC
 """
 
 import torch
-from selfsup import WIDTH, checkout, learned, network_case, objective_case, pixels_of, shapes, small
 from torch import nn
 
 from opticus.parity.fill import fill_module
+from selfsup import WIDTH, checkout, learned, network_case, objective_case, pixels_of, shapes, small
 
 PAPER = "simclr"
 EXTENDS = "resnet"

