@@ -36,7 +36,7 @@ def tiny(model: str) -> Recipe:
                 lr=2e-3,
                 weight_decay=0.02,
                 clip=30.0,
-                groups=(Group(r"answer\.", factor=0.1), Group(r"backbone\.", factor=0.3)),
+                groups=(Group(r"answer\.", factor=0.1, weight_decay=3.0), Group(r"backbone\.", factor=0.3)),
             )
         },
         schedules=(Schedule("cosine", warmup=0.05, end=0.002),),
