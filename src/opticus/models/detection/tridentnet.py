@@ -222,7 +222,7 @@ def _prepare(side: int) -> Prepare:
 
 
 NETWORK = TridentNet
-OVERFIT = {"samples": 1, "lr": 1.5e-3, "changes": {"samples": (64, 64), "head": (96, 1, 8)}}
+OVERFIT = {"samples": 1, "lr": 2e-3, "changes": {"samples": (64, 64), "head": (96, 1, 8)}}
 
 
 # --- objective ---------------------------------------------------------------------------------------------------------
