@@ -14,7 +14,7 @@ def default(model: str, data: Dataset) -> Recipe:
 
 
 def tiny(model: str) -> Recipe:
-    """6,000 steps of batch 16 on 128x128 pictures, from a backbone that knows digits, as the authors' knows ImageNet.
+    """4,000 steps of batch 16 on 128x128 pictures, from a backbone that knows digits, as the authors' knows ImageNet.
 
     Digits have a handedness, so nothing is flipped. Pictures are moved and scaled by up to 20 % (section 2.2): the connected layer
     learns every cell by itself, from the objects that lie there, and of its thousands of inputs each moves only a little in a step.
@@ -29,7 +29,7 @@ def tiny(model: str) -> Recipe:
             ColourJitter(0.4, 0.4, 0.4, 0.5),
         ),
         batch=16,
-        steps=6000,
+        steps=4000,
         optim={
             "all": Optim(
                 "adamw",
