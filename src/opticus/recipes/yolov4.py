@@ -29,7 +29,7 @@ def tiny(model: str) -> Recipe:
             RandomResizedCrop((128, 128), scale=(0.7, 1.0), ratio=(0.85, 1.18), keep=0.5),
             ColourJitter(0.4, 0.4, 0.4, 0.5),
         ),
-        options={"box_weight": 1.0, "threshold": 0.5},
+        options={"box_weight": 5.0, "threshold": 0.5},
         batch=16,
         steps=1500,
         optim={"all": Optim("adamw", lr=2e-3, weight_decay=0.02, clip=100.0)},
