@@ -8,7 +8,8 @@ from papers import batch_for, new
 
 import opticus
 from opticus.models.detection.tridentnet import ANY, Block, Config, Losses, TridentNet, in_range
-from opticus.structures import CapabilityError
+from opticus.ops.iou import iou
+from opticus.structures import CapabilityError, Instances
 
 
 def test_branches_share_weights_and_differ_in_reach() -> None:
@@ -51,6 +52,31 @@ def test_a_branch_learns_nothing_from_objects_outside_its_range() -> None:
     out = network(batch.images.pixels)
     terms = {key: float(v.detach()) for key, v in Losses(network)(out, batch).items()}
     assert terms["proposal"] == 0 and terms["box"] == 0 and all(v == v for v in terms.values())
+
+
+def test_what_one_branch_has_to_find_is_not_background_to_another() -> None:
+    """No anchor on an object outside a branch's range is sampled, neither as one nor as background."""
+    network = new("tridentnet/tiny", branches=((1, 0.0, 30.0), (1, 30.0, 200.0)), samples=(10_000, 8)).train()
+    assert isinstance(network, TridentNet)
+    batch = batch_for(network, "detect", 2)
+    assert batch.images is not None
+    out = network(batch.images.pixels)
+    out.objectness.retain_grad()
+    Losses(network)(out, batch)["objectness"].backward()
+    gradient = out.objectness.grad
+    assert gradient is not None
+    anchors = network.anchors((128, 128), torch.zeros(1))
+    seen = 0
+    for i, target in enumerate(batch.targets):
+        assert isinstance(target, Instances)
+        small = (target.boxes[:, 2:] - target.boxes[:, :2]).prod(1).sqrt() <= 30
+        for branch, others in enumerate((target.boxes[~small], target.boxes[small])):
+            if len(others):
+                near = iou(others, anchors).amax(0) > 0.3
+                seen += int(near.sum())
+                assert not gradient[i, branch, near].any()
+            assert gradient[i, branch].any()
+    assert seen
 
 
 def test_ranges_that_cannot_be_are_refused() -> None:

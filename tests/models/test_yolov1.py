@@ -133,3 +133,13 @@ def test_files_are_known_by_their_length_and_checked_with_their_cfg(tmp_path: Pa
     path.with_suffix(".cfg").write_text(text.format(3) + "softmax=0\n")
     with pytest.raises(WeightsError, match=r"side, num, classes, sqrt, softmax = \('7', '3'"):
         opticus.load("yolov1/tiny-448", path)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "tiny-448"])
+def test_answers_start_near_zero(variant: str) -> None:
+    """A cell's classes are 0 or 1; noise of that size from inputs that are no concern of the cell would hide them for long."""
+    network = new(f"yolov1/{variant}").train()
+    assert isinstance(network, YOLOv1)
+    pixels = torch.rand(2, 3, *network.prepare.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert float(network(pixels).classes.std()) < 0.1

@@ -15,7 +15,7 @@ from opticus.matching.cells import answerable, boxes_of, targets_of
 from opticus.models.detection.yolov3 import Answers, YOLOv3, criterion
 from opticus.parity.case import network_input, state_of
 from opticus.parity.manifests import read
-from opticus.structures import Batch, Images, Instances, UsageError, WeightsError
+from opticus.structures import Batch, CapabilityError, Images, Instances, Part, UsageError, WeightsError
 from opticus.weights.cfg import cfg_shapes, parse_cfg
 from opticus.weights.load import load_into
 
@@ -133,6 +133,18 @@ def test_an_empty_picture_teaches_background_only(tiny: YOLOv3) -> None:
 def test_settings_that_cannot_work_are_refused(changes: dict[str, tuple[float, ...]], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         zoo.create("yolov3/tiny", **changes)
+
+
+def test_darknet_53_and_another_backbone_carry_the_branches() -> None:
+    own = new("yolov3/tiny", backbone=None, width=4, blocks=(0, 1, 1, 1), widths=(32, 16))
+    other = new("yolov3/tiny", backbone=Part("resnet/18", classes=0, width=8), widths=(32, 16))
+    assert isinstance(own, YOLOv3) and isinstance(other, YOLOv3)
+    assert own.strides == (16, 8) and other.strides == (32, 16)
+    pixels = torch.zeros(1, 3, 64, 96)
+    assert own.eval()(pixels).objects.shape == (1, 3 * (4 * 6 + 8 * 12))
+    assert other.eval()(pixels).objects.shape == (1, 3 * (2 * 3 + 4 * 6))
+    with pytest.raises(CapabilityError, match=r"expected a backbone with 2 maps, each half the size of the one before"):
+        zoo.create("yolov3/tiny", backbone=Part("resnet/18", classes=0, layers=(1,), width=8))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from opticus.matching.cells import cells_of
 from opticus.models.detection import yolov4
 from opticus.models.detection.yolov4 import Answers, YOLOv4, boxes_of, criterion, matched
 from opticus.ops.iou import paired_ciou
-from opticus.structures import Batch, DataError, Images, Instances, UsageError, WeightsError
+from opticus.structures import Batch, CapabilityError, DataError, Images, Instances, Part, UsageError, WeightsError
 
 SIZE = (128, 128)
 
@@ -29,9 +30,12 @@ def batch_of(boxes: list[list[float]], labels: list[int]) -> Batch:
     return Batch(frame(), (Instances(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels).long(), SIZE),), ("one",))
 
 
+OWN: dict[str, Any] = {"backbone": None, "widths": (6, 8, 20, 40, 80, 160), "blocks": (1, 1, 1, 1, 1)}  # strides 8, 16 and 32
+
+
 @pytest.fixture(scope="module")
 def tiny() -> YOLOv4:
-    network = new("yolov4/tiny").eval()
+    network = new("yolov4/tiny", **OWN).eval()
     assert isinstance(network, YOLOv4)
     return network
 
@@ -153,6 +157,15 @@ def test_a_cfg_with_other_anchors_or_scales_is_noticed() -> None:
     assert yolov4.classes_of(255) == (80,) and yolov4.classes_of(256) == ()
 
 
+def test_another_backbone_carries_the_neck() -> None:
+    """Its maps from stride `finest` on give the levels; the neck is as wide as they are."""
+    network = new("yolov4/tiny", backbone=Part("resnet/18", classes=0, width=16), finest=8).eval()
+    assert isinstance(network, YOLOv4)
+    assert network.strides == (8, 16, 32)
+    out = network(torch.zeros(1, 3, 64, 96))
+    assert out.objects.shape == (1, 3 * (8 * 12 + 4 * 6 + 2 * 3))
+
+
 def test_what_cannot_work_is_refused(tiny: YOLOv4) -> None:
     with pytest.raises(UsageError, match="one width more than stages, found 2 and 3"):
         zoo.create("yolov4/tiny", widths=(4, 8, 16), blocks=(1, 1))
@@ -162,6 +175,10 @@ def test_what_cannot_work_is_refused(tiny: YOLOv4) -> None:
         zoo.create("yolov4/tiny", anchors=(1, 2, 3, 4))
     with pytest.raises(UsageError, match="the side must be a multiple of 32, found 100"):
         zoo.create("yolov4/tiny", size=100)
+    with pytest.raises(UsageError, match="the side must be a multiple of 16, found 104"):
+        zoo.create("yolov4/tiny", size=104, widths=(2, 2, 4, 8), blocks=(1, 1, 1))
+    with pytest.raises(CapabilityError, match=r"three maps from stride 8 on.*found strides \(4, 8, 16\)"):
+        zoo.create("yolov4/tiny", finest=8)
     with pytest.raises(UsageError, match="expected 1 or more"):
         zoo.create("yolov4/tiny", scales=(1.0, 1.0, 0.5))
     with pytest.raises(DataError, match=r"one: labels must be in 0\.\.9, found \[10\]"):

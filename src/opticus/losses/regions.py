@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opticus.losses.boxes import object_count
-from opticus.matching.anchors import balanced_sample, ignore_inside, max_iou
+from opticus.matching.anchors import IGNORED, balanced_sample, ignore_inside, max_iou
 from opticus.matching.objects import Truth, truth_of
 from opticus.matching.proposals import Regions
 from opticus.ops.boxes import encode_boxes
@@ -35,10 +35,11 @@ def anchor_losses(
     weights: Float[Tensor, "B"],
     samples: int,
     smooth: float,
+    aside: Sequence[Float[Tensor, "_ 4"]] | None = None,
 ) -> dict[str, Tensor]:
     """Binary cross-entropy of sampled anchors and smooth L1 of the positive ones, both divided by the sampled ones.
 
-    Background inside crowds is not sampled.
+    Background inside crowds is not sampled, nor is any anchor that overlaps a box set `aside` in its picture by more than 0.3.
     """
     anchors = torch.cat(list(levels))
     objects: list[Tensor] = []
@@ -46,6 +47,8 @@ def anchor_losses(
     count = 0
     for i, t in enumerate(truth):
         matches = ignore_inside(max_iou(iou(t.boxes, anchors), 0.7, 0.3), anchors, t.ignored)
+        if aside is not None and len(aside[i]):
+            matches = matches.masked_fill(iou(aside[i], anchors).amax(0) > 0.3, IGNORED)
         positives, negatives = balanced_sample(matches, samples, 0.5)
         places = torch.cat([positives, negatives])
         wanted = (torch.arange(len(places), device=places.device) < len(positives)).to(objectness)

@@ -16,9 +16,10 @@ def default(model: str, data: Dataset) -> Recipe:
 
 
 def tiny(model: str) -> Recipe:
-    """1,000 steps of batch 16 on 128x128 pictures; digits have a handedness, so nothing is flipped.
+    """1,000 steps of batch 16 on 128x128 pictures.
 
-    Scenes hold few photographs, so any hue may turn into any other; crops are mild because small digits are the hard ones.
+    Digits have a handedness, so nothing is flipped. Scenes hold few photographs, so any hue may turn into any other; crops are mild
+    because small digits are the hard ones.
     """
     return Recipe(
         model,

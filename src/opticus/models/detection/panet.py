@@ -188,7 +188,7 @@ VARIANTS: dict[str, Config] = {
         classes=10,
         backbone=Part("resnet/18", classes=0, layers=(1, 1, 1), width=32),
         width=64,
-        hidden=96,
+        hidden=256,  # eight to a group; of a group of three the norm leaves one number
         scale=4.0,
         ratios=(1.0, 1.6, 2.2),
         side=128,

@@ -6,8 +6,9 @@ Reference: pjreddie/darknet (YOLO licence: public domain), cfg/yolov1.cfg and cf
 *Differs*: "448" and "tiny-448" are the networks of the authors' files, which came after the paper: batch norm everywhere; "448" has
 a locally connected layer where the paper has a connected one of 4,096, and three boxes a cell where the paper has two.
 "448-paper" has the paper's layers and boxes (and the batch norm). Losses are half of equation 3, whose gradients are darknet's; of
-two objects with centres in one cell the first is learned (darknet: one at random). The norm is that of darknet's GPU code,
-and running statistics follow at torch's pace. Of one picture 300 results are kept. "tiny" is a small network for the demo data.
+two objects with centres in one cell the first is learned (darknet: one at random). The answers start ten times nearer to 0. The norm
+is that of darknet's GPU code, and running statistics follow at torch's pace. Of one picture 300 results are kept. "tiny" is a small
+network for the demo data.
 *Map*: section 2 -> `Answers`, `YOLOv1.results`; section 2.1, figure 3 -> `YOLOv1`; section 2.2, equation 3 -> `criterion`.
 """
 
@@ -33,7 +34,19 @@ from opticus.matching.detections import in_original, windows
 from opticus.matching.objects import objects_of
 from opticus.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from opticus.ops.iou import paired_iou
-from opticus.structures import Batch, DataError, Images, Prepare, Result, Task, UsageError, Weights, WeightsError
+from opticus.structures import (
+    Backbone,
+    Batch,
+    DataError,
+    Images,
+    Part,
+    Prepare,
+    Result,
+    Task,
+    UsageError,
+    Weights,
+    WeightsError,
+)
 from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
@@ -55,8 +68,9 @@ _SMALL = (*(layer for width in (16, 32, 64, 128, 256, 512) for layer in ((width,
 class Config:
     """`body`: (filters, kernel, stride) of every convolution, 0 filters for a pooling; it leaves `grid` x `grid` cells of `size` pixels.
 
-    Then come a locally connected layer of `local` filters or a connected one of `hidden` units (0: neither), dropout if there is one,
-    and the connected layer of the answers: `boxes` boxes and confidences and the classes of every cell.
+    With a `backbone`, trained before (section 2.2), the body comes after its last map. Then come a locally connected layer of `local`
+    filters or a connected one of `hidden` units (0: neither), dropout if there is one, and the connected layer of the answers:
+    `boxes` boxes and confidences and the classes of every cell.
     """
 
     classes: int = 20
@@ -66,6 +80,7 @@ class Config:
     local: int = 256
     hidden: int = 0
     dropout: float = 0.5
+    backbone: Part | None = None
     size: int = 448
 
 
@@ -102,11 +117,12 @@ class Local(nn.Module):
 class YOLOv1(nn.Module):
     """Figure 3: convolutions over the picture, then layers that see all of it and answer for every cell at once."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.config = config
         self.prepare = _prepare(config.size)
-        inputs, side = 3, config.size
+        self.backbone = backbone
+        inputs, side = (3, config.size) if backbone is None else (backbone.widths[-1], -(-config.size // backbone.strides[-1]))
         self.body = nn.ModuleList()
         for filters, size, stride in config.body:
             self.body.append(ConvUnit(inputs, filters, size, stride) if filters else nn.Identity())
@@ -117,9 +133,11 @@ class YOLOv1(nn.Module):
         self.hidden = nn.Linear(width, config.hidden) if config.hidden else None
         self.dropout = nn.Dropout(config.dropout if config.local or config.hidden else 0.0)
         self.answer = nn.Linear(config.hidden or width, side * side * (config.classes + 5 * config.boxes))
-        for layer in (self.hidden, self.answer):
+        # of thousands of inputs few concern a cell: at darknet's start the others are noise as large as what is to be learned
+        for layer, share in ((self.hidden, 1.0), (self.answer, 0.1)):
             if layer is not None:
-                nn.init.uniform_(layer.weight, -math.sqrt(2 / layer.in_features), math.sqrt(2 / layer.in_features))
+                most = share * math.sqrt(2 / layer.in_features)
+                nn.init.uniform_(layer.weight, -most, most)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"], valid: Tensor | None = None) -> Answers:
@@ -128,6 +146,7 @@ class YOLOv1(nn.Module):
             height, width = pixels.shape[-2:]
             raise UsageError(f"yolov1: the connected layers are for {config.size}x{config.size}, found {height}x{width}")
         x = pixels.contiguous(memory_format=torch.channels_last)
+        x = x if self.backbone is None else self.backbone.features(x)[-1]
         for layer in self.body:
             x = layer(x) if isinstance(layer, ConvUnit) else half_pool(x)
         if self.local is not None:
@@ -256,10 +275,8 @@ VARIANTS: dict[str, Config] = {
         classes=10,
         grid=8,
         boxes=2,
-        body=(
-            *((16, 3, 1), _POOL, (32, 3, 1), _POOL, (64, 3, 1), _POOL),
-            *((128, 3, 1), _POOL, (128, 3, 1), (64, 1, 1), (128, 3, 1), (16, 1, 1)),
-        ),
+        backbone=Part("resnet/18", classes=0, layers=(1, 1, 1), width=32),
+        body=((128, 3, 1), (32, 1, 1)),
         local=0,
         size=128,
     ),

@@ -30,10 +30,23 @@ from opticus.layers.darknet import ConvUnit, half_pool, he_normal
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import Cells, Survival, answerable, boxes_of, cells_of, rows_of, survivors, targets_of
-from opticus.matching.detections import in_original, windows
+from opticus.matching.detections import in_original, pyramid_maps, windows
 from opticus.matching.objects import objects_of
 from opticus.ops.iou import iou
-from opticus.structures import Batch, DataError, Images, Prepare, Result, Task, UsageError, Weights, WeightsError
+from opticus.structures import (
+    Backbone,
+    Batch,
+    CapabilityError,
+    DataError,
+    Images,
+    Part,
+    Prepare,
+    Result,
+    Task,
+    UsageError,
+    Weights,
+    WeightsError,
+)
 from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
@@ -49,6 +62,7 @@ class Config:
 
     Predictions are made at the strides 2^len(blocks) and finer, one branch each of `widths` and `depths` pairs of convolutions;
     `anchors` are widths and heights in pixels, small to large, in equal parts for the branches, the largest for the coarsest.
+    With a `backbone` its coarsest maps carry the branches in place of Darknet-53's.
     """
 
     classes: int = 80
@@ -57,6 +71,7 @@ class Config:
     widths: tuple[int, ...] = (1024, 512, 256)
     depths: tuple[int, ...] = (5, 5, 5)
     anchors: tuple[float, ...] = _ANCHORS
+    backbone: Part | None = None
     size: int = 416
 
 
@@ -143,18 +158,24 @@ class Branch(nn.Module):
 class YOLOv3(nn.Module):
     """A body, and a branch a scale: coarse first; each finer one sees the coarser's map, enlarged, beside the body's."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, backbone: Backbone | None = None) -> None:
         super().__init__()
         _check(config)
         self.config = config
         self.prepare = _prepare(config.size)
         scales = len(config.widths)
         self.per = len(config.anchors) // 2 // scales
-        if config.blocks:
-            self.body, bodies = (
-                Darknet53(config.width, config.blocks),
-                [config.width * 2 ** (i + 1) for i in range(len(config.blocks))],
-            )
+        self.backbone = backbone
+        if backbone is not None:
+            self.maps = pyramid_maps(backbone, 1, "yolov3")[-scales:]
+            self.strides, bodies = tuple(backbone.strides[i] for i in reversed(self.maps)), [backbone.widths[i] for i in self.maps]
+            if self.strides != tuple(self.strides[0] // 2**i for i in range(scales)):
+                raise CapabilityError(
+                    f"yolov3: expected a backbone with {scales} maps, each half the size of the one before, found {backbone.strides}"
+                )
+        elif config.blocks:
+            self.body = Darknet53(config.width, config.blocks)
+            bodies = [config.width * 2 ** (i + 1) for i in range(len(config.blocks))]
             self.strides = tuple(2 ** (len(config.blocks) - i) for i in range(scales))
         else:
             self.body, bodies = Pooled(config.width), [config.width * 16, config.width * 64]
@@ -173,7 +194,12 @@ class YOLOv3(nn.Module):
             nn.init.constant_(bias.view(self.per, -1)[:, 4], -math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"], valid: Tensor | None = None) -> Answers:
-        maps = self.body(pixels.contiguous(memory_format=torch.channels_last))
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        if self.backbone is None:
+            maps = self.body(pixels)
+        else:
+            every = self.backbone.features(pixels)
+            maps = [every[i] for i in self.maps]
         rows: list[Tensor] = []
         x = maps[-1]
         for i, branch in enumerate(self.branches):
@@ -288,8 +314,7 @@ def objective(network: YOLOv3, **options: Any) -> Supervised:
 VARIANTS: dict[str, Config] = {
     "tiny": Config(
         classes=10,
-        width=16,
-        blocks=(0, 1, 1, 1),
+        backbone=Part("resnet/18", classes=0, layers=(1, 1, 1), width=32),
         widths=(192, 96),
         depths=(3, 3),
         anchors=(16, 24, 21, 33, 27, 41, 32, 52, 41, 63, 49, 81),  # of the scenes, by `opticus anchors`

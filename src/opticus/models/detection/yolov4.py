@@ -31,11 +31,24 @@ from opticus.layers.darknet import ConvUnit, he_normal
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import LIMIT, Cells, Survival, cells_of, rows_of, survivors
-from opticus.matching.detections import in_original, windows
+from opticus.matching.detections import in_original, pyramid_maps, windows
 from opticus.matching.objects import objects_of
 from opticus.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from opticus.ops.iou import iou, paired_ciou
-from opticus.structures import Batch, DataError, Images, Prepare, Result, Task, UsageError, Weights, WeightsError
+from opticus.structures import (
+    Backbone,
+    Batch,
+    CapabilityError,
+    DataError,
+    Images,
+    Part,
+    Prepare,
+    Result,
+    Task,
+    UsageError,
+    Weights,
+    WeightsError,
+)
 from opticus.weights.names import Names, rename
 
 TASK: Task = "detect"
@@ -49,6 +62,8 @@ _ANCHORS = (12, 16, 19, 36, 40, 28, 36, 75, 76, 55, 72, 146, 142, 110, 192, 243,
 class Config:
     """`widths` of the first convolution and of each stage, `blocks` residual blocks a stage; the last three maps carry the neck.
 
+    With a `backbone` its maps at strides `finest`, 2 `finest` and 4 `finest` do, each twice as wide as the one before.
+
     `anchors` are widths and heights in pixels, small to large, in equal parts for the three levels, fine to coarse; `scales` stretch
     the sigmoid of the centre on each level. `size` is that of the square input in pixels.
     """
@@ -58,6 +73,8 @@ class Config:
     blocks: tuple[int, ...] = (1, 2, 8, 8, 4)
     anchors: tuple[float, ...] = _ANCHORS
     scales: tuple[float, float, float] = (1.2, 1.1, 1.05)
+    backbone: Part | None = None
+    finest: int = 8
     size: int = 608
 
 
@@ -199,22 +216,25 @@ def _five(width: int) -> nn.Sequential:
 class YOLOv4(nn.Module):
     """Backbone, neck (`spp`, `ups` coarse to fine, `downs` back) and a head for each level."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, backbone: Backbone | None = None) -> None:
         super().__init__()
         _check(config)
         self.config = config
         self.prepare = _prepare(config.size)
         self.per = len(config.anchors) // 6
-        self.backbone = CSPDarknet(config.widths, config.blocks)
-        self.strides = self.backbone.strides
-        fine, middle, coarse = self.backbone.widths
+        self.backbone = CSPDarknet(config.widths, config.blocks) if backbone is None else backbone
+        finest = self.backbone.strides[0] if backbone is None else config.finest
+        self.maps = pyramid_maps(self.backbone, finest, "yolov4")[:3]
+        self.strides = tuple(self.backbone.strides[i] for i in self.maps)
+        fine, middle, coarse = _widths(config, self.backbone, self.maps)
         self.spp = SPP(coarse)
         self.ups = nn.ModuleList([Up(coarse // 2, middle), Up(middle // 2, fine)])
         self.downs = nn.ModuleList([Down(fine // 2), Down(middle // 2)])
         self.heads = nn.ModuleList(Head(width // 2, self.per, config.classes) for width in (fine, middle, coarse))
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"], valid: Tensor | None = None) -> Answers:
-        fine, middle, coarse = self.backbone.features(pixels.contiguous(memory_format=torch.channels_last))
+        every = self.backbone.features(pixels.contiguous(memory_format=torch.channels_last))
+        fine, middle, coarse = (every[i] for i in self.maps)
         coarse = self.spp(coarse)
         middle = self.ups[0](coarse, middle)
         fine = self.ups[1](middle, fine)
@@ -254,6 +274,21 @@ def _check(config: Config) -> None:
         raise UsageError(f"yolov4: scales stretch the sigmoid of the centre, expected 1 or more, found {config.scales}")
     if config.size < 1 or config.size % 2 ** len(config.blocks):
         raise UsageError(f"yolov4: the side must be a multiple of {2 ** len(config.blocks)}, found {config.size}")
+
+
+def _widths(config: Config, backbone: Backbone, maps: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the three maps that carry the neck."""
+    strides, widths = tuple(backbone.strides[i] for i in maps), tuple(backbone.widths[i] for i in maps)
+    first = (strides[0], widths[0])
+    if [*zip(strides, widths, strict=True)] != [(first[0] * n, first[1] * n) for n in (1, 2, 4)] or first[1] % 2:
+        found = f"strides {tuple(backbone.strides)} and widths {tuple(backbone.widths)}"
+        raise CapabilityError(
+            f"yolov4: expected a backbone with three maps from stride {config.finest} on, of even width, each half the size and twice "
+            f"the width of the one before, found {found}"
+        )
+    if config.size % strides[-1]:
+        raise UsageError(f"yolov4: the side must be a multiple of {strides[-1]}, found {config.size}")
+    return widths
 
 
 def _prepare(size: int) -> Prepare:
@@ -354,8 +389,8 @@ def objective(network: YOLOv4, **options: Any) -> Supervised:
 VARIANTS: dict[str, Config] = {
     "tiny": Config(
         classes=10,
-        widths=(6, 8, 20, 40, 80, 160),
-        blocks=(1, 1, 1, 1, 1),
+        backbone=Part("resnet/18", classes=0, layers=(1, 1, 1), width=32),
+        finest=4,
         anchors=(16, 23, 18, 29, 22, 34, 25, 41, 30, 45, 33, 54, 40, 60, 45, 71, 49, 86),  # of the scenes, by `opticus anchors`
         size=128,
     ),
