@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opticus.recipes.small_pictures import pair
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.views import two_views
@@ -12,20 +13,21 @@ REPORTED = {"r50": 74.4, "r200w2": 79.6}
 
 def default(model: str, data: Dataset) -> Recipe:
     """Small pictures for "tiny"; ImageNet as published for the others."""
-    return small(model) if model.endswith("tiny") else imagenet(model)
+    return small(model, data) if model.endswith("tiny") else imagenet(model)
 
 
-def small(model: str) -> Recipe:
+def small(model: str, data: Dataset) -> Recipe:
     """Pictures of 32 pixels, a batch of 128, small heads and a quick target."""
     return Recipe(
         model,
-        "crops",
+        "textures",
         options={"hidden": 256, "outputs": 64, "momentum": 0.98},
-        transforms=(two_views(32, scale=(0.4, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), sigma=(0.1, 0.8), flip=0.0),),
+        transforms=(pair(data),),
         batch=128,
         steps=400,
         optim={"all": Optim("adamw", lr=2e-3, weight_decay=1e-4)},
         schedules=(Schedule("cosine", warmup=0.1),),
+        precision="bf16",
         evaluate_every=200,
         workers=1,
     )

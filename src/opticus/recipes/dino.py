@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opticus.recipes.small_pictures import crops
 from opticus.structures import Dataset, Part
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.views import multi_crop
@@ -12,16 +13,16 @@ REPORTED = {"s16": (74.5, 77.0), "s8": (78.3, 79.7), "b16": (76.1, 78.2), "b8": 
 
 def default(model: str, data: Dataset) -> Recipe:
     """Small pictures for "tiny"; ImageNet as published for the others."""
-    return small(model) if model.partition("/")[2].startswith("tiny") else imagenet(model)
+    return small(model, data) if model.partition("/")[2].startswith("tiny") else imagenet(model)
 
 
-def small(model: str) -> Recipe:
+def small(model: str, data: Dataset) -> Recipe:
     """Pictures of 32 pixels: two global crops of 32 and four local ones of 16, a small head, a quick teacher."""
     return Recipe(
         model,
         "textures",
         options={"outputs": 256, "hidden": 256, "bottleneck": 64, "momentum": 0.98, "teacher_epochs": 0, "teacher": (0.04, 0.04)},
-        transforms=(multi_crop(32, 16, 4, scale=(0.3, 1.0), small_scale=(0.1, 0.3), sigma=(0.1, 0.8)),),
+        transforms=(crops(data),),
         batch=64,
         steps=700,
         optim={"all": Optim("adamw", lr=3e-3, weight_decay=1e-3, clip=3.0)},

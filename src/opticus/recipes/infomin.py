@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from opticus.recipes.small_pictures import pair
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.chain import Transform
 from opticus.transforms.colour import Blur, ColourJitter, Grayscale
 from opticus.transforms.geometry import Flip, RandomResizedCrop
 from opticus.transforms.policy import RandAugment
-from opticus.transforms.views import Jigsaw, View, Views, two_views
+from opticus.transforms.views import Jigsaw, View, Views
 
 # epochs and linear top-1 on ImageNet in %: README of HobbitLong/PyContrast, which does not say which ResNeXt it means
 REPORTED = {"r50": (800, 73.0), "r101": (300, 73.4), "r152": (200, 73.4)}
@@ -16,7 +17,7 @@ REPORTED = {"r50": (800, 73.0), "r101": (300, 73.4), "r152": (200, 73.4)}
 
 def default(model: str, data: Dataset) -> Recipe:
     """Small pictures for "tiny"; ImageNet as published for the others."""
-    return small(model) if model.endswith("tiny") else imagenet(model)
+    return small(model, data) if model.endswith("tiny") else imagenet(model)
 
 
 def views() -> tuple[Transform, ...]:
@@ -32,20 +33,21 @@ def views() -> tuple[Transform, ...]:
     return Jigsaw(), Views((View("global", chain, 2),))
 
 
-def small(model: str) -> Recipe:
+def small(model: str, data: Dataset) -> Recipe:
     """Pictures of 32 pixels and patches of 12, a batch of 64, a short queue and a quick key encoder."""
     return Recipe(
         model,
-        "crops",
+        "textures",
         options={"queue": 2048, "outputs": 64, "momentum": 0.99, "groups": 4},
         transforms=(
             Jigsaw(cell=14, size=12, flip=0.0),
-            two_views(32, scale=(0.4, 1.0), jitter=(0.6, 0.6, 0.6, 0.15), sigma=(0.1, 0.8), flip=0.0),
+            pair(data, 1.5),
         ),
         batch=64,
         steps=400,
         optim={"all": Optim("adamw", lr=2e-3, weight_decay=1e-4)},
         schedules=(Schedule("cosine", warmup=0.1),),
+        precision="bf16",
         evaluate_every=200,
         workers=1,
     )
