@@ -102,8 +102,8 @@ def page(known: dict[str, Any]) -> str:
         f"{known['colours']} grey", f"levels; {known['train']:,} train, {known['pictures']} test.", "",
         "## Density", "",
         "Bits a pixel on the test pictures, less is better, and by how much the network is ahead of each (95 % interval, paired bootstrap",
-        "over pictures); the Gaussian's are an upper bound (opticus.models.classical._densities). There is no ceiling to measure a gap against: what is left is the entropy of handwriting in grey levels, which",
-        "nobody knows; zero bits would mean that every test picture is known beforehand.", "",
+        "over pictures); the Gaussian's are an upper bound. There is no ceiling to measure a gap against: what is left is the entropy of",
+        "handwriting in grey levels, which nobody knows; zero bits would mean that every test picture is known beforehand.", "",
         "| density | bits a pixel | network ahead by |", "|---|---|---|",
     ]  # fmt: skip
     for row in sorted(known["densities"], key=lambda one: one["bits"]):
