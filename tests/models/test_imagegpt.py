@@ -15,7 +15,7 @@ from torch import Tensor
 import opticus
 from opticus import zoo
 from opticus.data.open import open_data
-from opticus.models.classical._densities import Gaussian, Histograms
+from opticus.models.classical._densities import Contexts, Gaussian, Histograms
 from opticus.models.generative.imagegpt import ImageGPT, evaluate, palette_of
 from opticus.recipes.choose import default
 from opticus.recipes.imagegpt import palette
@@ -263,6 +263,18 @@ def test_the_gaussian_bounds_its_integral() -> None:
     line = torch.distributions.Normal(narrow.mean, narrow.precision.flatten().rsqrt())
     exact = -(line.cdf(one + 0.5) - line.cdf(one - 0.5)).log2().mean()
     assert float(exact) < narrow.bits(one) < float(exact) + 0.05
+
+
+def test_contexts_are_the_counts_of_neighbours() -> None:
+    levels = torch.tensor([[0, 1, 1, 0]])  # four pixels, four different pairs of neighbours, both levels equally often
+    fitted = Contexts(2, prior=1.0).fit(levels)
+    assert fitted.bits(levels) == pytest.approx(-math.log2((1 + 0.5) / 2))
+    assert torch.allclose(fitted.logs.exp().sum(1), torch.ones(9, dtype=torch.float64))
+    assert fitted.bits(torch.tensor([[1, 1, 1, 0]])) > fitted.bits(levels)
+    stripes = torch.tensor([0, 1] * 8).reshape(1, 16).repeat(50, 1)  # the pixel to the left says it all
+    assert Contexts(2).fit(stripes).bits(stripes) < 0.15 and Histograms(2).fit(stripes.flip(1)).bits(stripes) > 1
+    with pytest.raises(DataError, match="square"):
+        Contexts(2).fit(torch.tensor([[0, 1]]))
 
 
 def levels_of(network: ImageGPT, split: str) -> Tensor:

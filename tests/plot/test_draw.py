@@ -26,7 +26,7 @@ def test_every_colour_carries_readable_text_and_differs_from_its_neighbours():
     assert min(contrast(ink_on(c), c) for c in colours) >= 4.5
     assert len(set(colours)) == 120
     gaps = [np.abs(np.subtract(a, b)).sum() for i, a in enumerate(PALETTE) for b in PALETTE[:i]]
-    assert min(gaps) > 40
+    assert min(gaps) > 80
 
 
 def test_box_edges_are_where_the_box_is():

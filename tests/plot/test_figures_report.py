@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from opticus.plot import figures
+from opticus.plot.comparison import label_heights
 from opticus.plot.report import Pair, write_report
 from opticus.structures import DataError, Instances, Picture
 
@@ -146,3 +147,18 @@ def test_sheet_of_pictures():
     image = figures.sheet(pictures, [f"very long caption number {i}" for i in range(5)], columns=3, cell=96)
     assert image.size[0] > 3 * 96 and image.size[1] > 2 * 96
     assert figures.sheet([]).size[0] > 0
+
+
+def test_names_beside_points_cover_neither_each_other_nor_points():
+    random = np.random.default_rng(3)
+    x, y = random.uniform(0, 5, 22), np.round(random.uniform(0.95, 1.0, 22), 3)  # many alike, as accuracies on digits are
+    heights = label_heights(x, y, width=0.2, height=0.04)
+    across, up, names = x / np.ptp(x), y / np.ptp(y), np.asarray(heights) / np.ptp(y)
+    for i in range(22):
+        for j in range(22):
+            if i < j and abs(across[i] - across[j]) < 0.2:
+                assert abs(names[i] - names[j]) > 0.0399
+            if 0 < across[j] - across[i] < 0.2:
+                assert abs(up[j] - names[i]) > 0.0199
+    assert np.median(np.abs(names - up)) < 0.04
+    assert label_heights([1.0], [0.5]) == [0.5]

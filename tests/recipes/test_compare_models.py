@@ -18,11 +18,11 @@ from opticus.structures import DataError, UnknownNameError, UsageError
 
 def test_systems_are_compared_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "cmp"
-    words = ["compare-models", "data=digits", "models=lenet/5,mlp/tiny", "steps=3", f"out={out}", "quiet=true"]
+    words = ["compare-models", "data=digits", "models=lenet/5,mlp/tiny,knn/nn", "steps=3", f"out={out}", "quiet=true"]
     assert main(words) == 0
     found = json.loads((out / "comparison.json").read_text())
     systems = [row["system"] for row in found["rows"]]
-    assert set(systems) == {"lenet/5", "mlp/tiny", "nearest class mean", "20-NN on raw pixels"}
+    assert set(systems) == {"lenet/5", "mlp/tiny", "knn/nn", "nearest class mean", "20-NN on raw pixels"}
     tops = [row["values"]["top1"] for row in found["rows"]]
     assert tops == sorted(tops, reverse=True)
     for row in found["rows"]:

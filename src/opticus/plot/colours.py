@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 
-# Okabe & Ito's set for colour-blind readers (without black), widened by Tol's "vibrant" and "muted" sets where they stay apart
+# Okabe & Ito's set for colour-blind readers (grey for black), widened by Tol's "vibrant" and "muted" sets where they stay apart
 _NAMED = (
-    "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 #33BBEE "
-    "#EE3377 #999933 #882255 #44AA99 #332288 #DDCC77 #117733 #AA4499"
+    "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 #882255 "
+    "#EE3377 #999933 #808080 #44AA99 #332288 #DDCC77 #117733 #AA4499"
 )
 PALETTE: tuple[Colour, ...] = tuple((int(c[1:3], 16), int(c[3:5], 16), int(c[5:7], 16)) for c in _NAMED.split())
 INK: Colour = (6, 6, 8)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from opticus.plot.figures import dressed_figure
 from opticus.plot.report import page
@@ -76,16 +77,32 @@ def against(rows: Sequence[Mapping[str, Any]], figure: str, cost: str, label: st
         axes = drawing.add_subplot()
         x, y = np.asarray([float(row[cost]) for row in rows]), np.asarray([row["values"][figure] for row in rows])
         axes.scatter(x, y, s=22, color="#0072b2")
-        taken: list[float] = []
-        for index in np.argsort(-y).tolist():
-            height = float(y[index])
-            while any(abs(height - other) < 0.03 * (y.max() - y.min() + 1e-3) for other in taken):
-                height -= 0.012 * (y.max() - y.min() + 1e-3)
-            taken.append(height)
-            axes.annotate(
-                str(rows[index]["system"]), (x[index], height), xytext=(5, 0), textcoords="offset points", fontsize=7, va="center"
-            )
+        for row, left, height in zip(rows, x, label_heights(np.log(x), y), strict=True):
+            name = str(row["system"])
+            axes.annotate(name, (left, height), xytext=(5, 0), textcoords="offset points", fontsize=7, va="center")
         axes.set_xscale("log")
         axes.margins(x=0.25)
         dress(axes, "", label, figure)
         return finish()
+
+
+def label_heights(x: npt.ArrayLike, y: npt.ArrayLike, width: float = 0.22, height: float = 0.04) -> list[float]:
+    """At which y the name of each point, written to its right, covers neither another name nor another point, as near as it can be.
+
+    `x` as it is drawn (its logarithm on a logarithmic axis); `width` and `height` of a name as shares of the extent of the points.
+    """
+    across, up = np.asarray(x, float), np.asarray(y, float)
+    low, reach = float(up.min()), float(np.ptp(up)) or 1.0
+    across, up = (across - across.min()) / (float(np.ptp(across)) or 1.0), (up - low) / reach
+    found = up.copy()
+    done: list[int] = []
+    for index in np.argsort(-up, kind="stable").tolist():
+        names = [other for other in done if abs(across[other] - across[index]) < width]
+        points = np.flatnonzero((across > across[index]) & (across < across[index] + width))
+        for step in range(120):
+            found[index] = up[index] + (step + 1) // 2 * (1 if step % 2 else -1) * height / 4
+            free = all(abs(found[other] - found[index]) >= height for other in names)
+            if free and all(abs(up[point] - found[index]) >= height / 2 for point in points):
+                break
+        done.append(index)
+    return (low + reach * found).tolist()

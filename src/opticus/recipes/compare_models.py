@@ -149,7 +149,8 @@ def compare_models(
     for name in names:
         clock = slow_seconds if name in known else seconds
         recipe = dataclasses.replace(default(name, learned), seed=seed, model=name, data=data)
-        recipe = recipe if steps is None else dataclasses.replace(recipe, steps=steps)
+        once = recipe.loop is not None and recipe.steps is None  # such as k-NN, which sees every picture one time
+        recipe = recipe if steps is None or once else dataclasses.replace(recipe, steps=steps)
         row = _row(name, data, learned, held, folder / name.replace("/", "-"), recipe, clock, quiet)
         rows += [] if row is None else [row]
     if not rows:

@@ -1,6 +1,6 @@
-"""Histograms and a Gaussian as densities of small pictures: what a learned generative model has to beat, in bits per value.
+"""Histograms, a Gaussian and a table of contexts as densities of small pictures: what a learned generative model has to beat.
 
-Yardsticks, not papers. Both are fitted to levels (N, D), the whole numbers 0..K-1 that a model predicts, and are proper
+Yardsticks, not papers, in bits per value. All are fitted to levels (N, D), the whole numbers 0..K-1 that a model predicts, and are proper
 distributions over them, so that their bits are comparable with a model's negative log-likelihood of the same levels.
 """
 
@@ -64,6 +64,41 @@ class Gaussian:
         centred = levels.double() - self.mean
         quadratic = ((centred @ self.precision) * centred).sum(1) + self.precision.trace() / 12
         return float(self.constant + quadratic.mean() / 2) / (levels.shape[1] * math.log(2))
+
+
+class Contexts:
+    """Every value by how often it followed its left and its upper neighbour, row after row: the simplest auto-regressive model.
+
+    A pair of neighbours that was seen n times counts for n values, the histogram of all values for `prior` more.
+    """
+
+    def __init__(self, count: int, prior: float = 4.0) -> None:
+        self.count, self.prior = count, prior
+        self.logs: Float[Tensor, "contexts K"] = torch.zeros(0, count, dtype=torch.float64)
+
+    def fit(self, levels: Int[Tensor, "N D"]) -> Contexts:
+        """Count square pictures of D values; DataError for levels outside 0..count-1."""
+        _check(levels, self.count)
+        counts = torch.zeros((self.count + 1) ** 2, self.count, dtype=torch.float64)
+        places = (self._contexts(levels).flatten(), levels.flatten())
+        counts.index_put_(places, torch.ones(levels.numel(), dtype=torch.float64), accumulate=True)
+        overall = (counts.sum(0) + 1) / (counts.sum() + self.count)
+        self.logs = ((counts + self.prior * overall) / (counts.sum(1, keepdim=True) + self.prior)).log()
+        return self
+
+    def bits(self, levels: Int[Tensor, "N D"]) -> float:
+        """-log2 p a value, averaged over pictures and values."""
+        return float(-self.logs[self._contexts(levels), levels].mean()) / math.log(2)
+
+    def _contexts(self, levels: Int[Tensor, "N D"]) -> Int[Tensor, "N D"]:
+        side = math.isqrt(levels.shape[1])
+        if side**2 != levels.shape[1]:
+            raise DataError(f"densities: expected square pictures, found {levels.shape[1]} values")
+        framed = torch.full(
+            (len(levels), side + 1, side + 1), self.count, dtype=levels.dtype
+        )  # what is outside is a level of its own
+        framed[:, 1:, 1:] = levels.unflatten(1, (side, side))
+        return (framed[:, 1:, :-1] * (self.count + 1) + framed[:, :-1, 1:]).flatten(1)
 
 
 def _check(levels: Int[Tensor, "N D"], count: int) -> None:
