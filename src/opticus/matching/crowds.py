@@ -33,7 +33,7 @@ def points_crowded(points: Float[Tensor, "N 2"], regions: Float[Tensor, "M 4"]) 
     return (torch.minimum(low, high) >= 0).all(-1).any(1)
 
 
-def cells_crowded(regions: Sequence[Float[Tensor, "M 4"]], size: tuple[int, int]) -> Bool[Tensor, "B 1 h w"] | None:
+def cells_crowded(regions: Sequence[Float[Tensor, "_ 4"]], size: tuple[int, int]) -> Bool[Tensor, "B 1 h w"] | None:
     """Which cells of maps of `size` (h, w) hold a point of one of their picture's regions, xyxy in cells; None without any region."""
     if not any(len(boxes) for boxes in regions):
         return None
