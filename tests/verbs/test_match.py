@@ -148,10 +148,12 @@ def test_cascades_of_haar_features_need_opencv(tmp_path, monkeypatch):
             )
             return [[10, 20, 30, 30], [11, 20, 30, 30], [10, 21, 30, 30]]
 
-    monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(CascadeClassifier=Classifier))
-    (found,) = opticus.cascade(np.zeros((64, 64, 3), np.uint8), file)
-    np.testing.assert_allclose(found.boxes.numpy(), [[31 / 3, 61 / 3, 121 / 3, 151 / 3]], rtol=1e-5)
-    assert found.names == ("haarcascade_eye",)
+    own = types.SimpleNamespace(CascadeClassifier=Classifier)
+    for cv2 in (own, types.SimpleNamespace(xobjdetect=own)):  # version 4, and the contrib package of version 5
+        monkeypatch.setitem(sys.modules, "cv2", cv2)
+        (found,) = opticus.cascade(np.zeros((64, 64, 3), np.uint8), file)
+        np.testing.assert_allclose(found.boxes.numpy(), [[31 / 3, 61 / 3, 121 / 3, 151 / 3]], rtol=1e-5)
+        assert found.names == ("haarcascade_eye",)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,9 @@ def test_cascade_on_the_command_line(tmp_path, capsys):
 
 def test_edge_boxes_say_what_they_need(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace())
-    with pytest.raises(UsageError, match="contrib modules"):
+    with pytest.raises(
+        UsageError, match=r"opencv-contrib-python-headless.*file=model\.yml\.gz.*the installed OpenCV has no contrib modules"
+    ):
         proposals("scenes", method="edge-boxes", pictures=1, quiet=True)
 
     class Detector:
@@ -197,7 +201,7 @@ def test_edge_boxes_say_what_they_need(tmp_path, monkeypatch):
     contrib = types.SimpleNamespace(createStructuredEdgeDetection=lambda path: Detector(), createEdgeBoxes=Finder)
     monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(ximgproc=contrib))
     picture = Picture(torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8))
-    with pytest.raises(UsageError, match=r"file=model\.yml\.gz"):
+    with pytest.raises(UsageError, match=r"file=model\.yml\.gz.*found no file="):
         edge_boxes(picture)
     with pytest.raises(DataError, match=r"gone\.yml\.gz: no such edge model"):
         edge_boxes(picture, file=tmp_path / "gone.yml.gz")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -29,9 +29,11 @@ def penalty_reduced_focal(
     alpha: float = 2.0,
     beta: float = 4.0,
     clamp: float = 1e-4,
+    ignored: Bool[Tensor, "B 1 H W"] | None = None,
 ) -> Float[Tensor, "B"]:
     """Focal loss against a Gaussian heat map, summed over each picture; the caller divides by the number of objects.
 
+    Cells that are `ignored` (in a crowd) cost nothing unless they stand for an object.
     Where `heat` is exactly 1: -(1 - p)^alpha log p; elsewhere: -(1 - heat)^beta p^alpha log(1 - p), with p = sigmoid(logits)
     kept inside [clamp, 1 - clamp], beyond which there is no gradient. Computed in float32 at least.
     Source: CornerNet, Law and Deng 2018, 1808.01244, eq. 1; CenterNet, Zhou et al. 2019, 1904.07850, eq. 1.
@@ -41,4 +43,6 @@ def penalty_reduced_focal(
     hit = heat == 1
     confidence = torch.where(hit, p, 1 - p)
     weight = torch.where(hit, 1.0, (1 - heat) ** beta)
+    if ignored is not None:
+        weight = weight.masked_fill(ignored & ~hit, 0.0)
     return -(weight * (1 - confidence) ** alpha * confidence.log()).flatten(1).sum(1)

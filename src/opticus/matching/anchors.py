@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from opticus.ops.iou import crowd_iou
+from opticus.matching.crowds import SHARE, boxes_crowded
 
 NEGATIVE, IGNORED = -1, -2
 
@@ -68,7 +68,7 @@ def max_iou(overlaps: Float[Tensor, "M N"], positive: float, negative: float, *,
 
 
 def ignore_inside(
-    matches: Int[Tensor, "N"], anchors: Float[Tensor, "N 4"], regions: Float[Tensor, "M 4"], share: float = 0.5
+    matches: Int[Tensor, "N"], anchors: Float[Tensor, "N 4"], regions: Float[Tensor, "M 4"], share: float = SHARE
 ) -> Int[Tensor, "N"]:
     """`matches` where background anchors of which at least `share` lies in one of the regions (xyxy pixels) are ignored instead.
 
@@ -76,8 +76,7 @@ def ignore_inside(
     """
     if regions.shape[0] == 0:
         return matches
-    inside = crowd_iou(anchors, regions, torch.ones(len(regions), dtype=torch.bool, device=anchors.device)).amax(1) >= share
-    return matches.masked_fill(inside & (matches == NEGATIVE), IGNORED)
+    return matches.masked_fill(boxes_crowded(anchors, regions, share) & (matches == NEGATIVE), IGNORED)
 
 
 def balanced_sample(matches: Int[Tensor, "N"], count: int, share: float) -> Picked:
@@ -96,11 +95,14 @@ def _some(among: Tensor, count: int) -> Tensor:
     return among[torch.randperm(len(among), device=among.device)[:count]].sort().values
 
 
-def hard_negatives(loss: Float[Tensor, "B N"], positive: Bool[Tensor, "B N"], ratio: float = 3.0) -> Bool[Tensor, "B N"]:
-    """The background anchors of greatest loss, `ratio` times as many in each picture as it has positives.
+def hard_negatives(
+    loss: Float[Tensor, "B N"], positive: Bool[Tensor, "B N"], ratio: float = 3.0, ignored: Bool[Tensor, "B N"] | None = None
+) -> Bool[Tensor, "B N"]:
+    """The background anchors of greatest loss, `ratio` times as many in each picture as it has positives; none that is `ignored`.
 
     Equal losses are taken by rising index. Source: SSD, 1512.02325, section 2.2 ("hard negative mining").
     """
-    masked = loss.detach().masked_fill(positive, -torch.inf)
+    out = positive if ignored is None else positive | ignored
+    masked = loss.detach().masked_fill(out, -torch.inf)
     rank = masked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return (rank < (positive.sum(1, keepdim=True) * ratio)) & ~positive
+    return (rank < (positive.sum(1, keepdim=True) * ratio)) & ~out

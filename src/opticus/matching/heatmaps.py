@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from opticus.matching.objects import objects_of
+from opticus.matching.crowds import cells_crowded
+from opticus.matching.objects import ignored_of, objects_of
 from opticus.ops.boxes import clip
 from opticus.structures import Target
 
@@ -20,6 +21,7 @@ class PointTargets(NamedTuple):
 
     `heat` (B,K,H,W) float32, 1 at the cell of each object's centre; for each of the N objects: `image` (N,) its picture,
     `cells` (N,2) int64 the x and y of its cell, `sizes` (N,2) width and height, `offsets` (N,2) centre minus cell, in [0, 1).
+    `ignored` (B,1,H,W) marks the cells of crowds, which are no background; None without crowds.
     """
 
     heat: Tensor
@@ -27,6 +29,7 @@ class PointTargets(NamedTuple):
     cells: Tensor
     sizes: Tensor
     offsets: Tensor
+    ignored: Tensor | None = None
 
 
 class Peaks(NamedTuple):
@@ -89,7 +92,7 @@ def point_targets(
 ) -> PointTargets:
     """Heat maps and regression targets of boxes given in network-input pixels, for maps of `size` (H, W) at `stride`.
 
-    Boxes are clipped to the map; what then has no area is left out, like crowd regions. Errors as in `objects_of`.
+    Boxes are clipped to the map; what then has no area is left out; crowd regions are `ignored`. Errors as in `objects_of`.
     """
     boxes: list[Tensor] = []
     labels: list[Tensor] = []
@@ -104,7 +107,8 @@ def point_targets(
     points = (box[:, :2] + box[:, 2:]) / 2
     planes = image * classes + label
     placed = place(points, gaussian_radius(sizes, overlap), planes, len(labels) * classes, size)
-    return PointTargets(placed.heat.view(len(labels), classes, *size), image, placed.cells, sizes, placed.offsets)
+    ignored = cells_crowded([regions / stride for regions in ignored_of(targets)], size)
+    return PointTargets(placed.heat.view(len(labels), classes, *size), image, placed.cells, sizes, placed.offsets, ignored)
 
 
 class Placed(NamedTuple):

@@ -157,7 +157,7 @@ def decoder_attention(request: Request, *, index: int = 0, queries: int = 6, thr
         name = names[label] if label < len(names) else str(label)
         shown = overlay(photo, _scaled(onto_picture(weights[query].unflatten(0, grid), images, 0, cover, size)))
         parts.append(
-            Panel(boxed(shown, (box * scale).tolist(), colour(number), 2), f"query {query}: {name} {float(scores[query]):.2f}")
+            Panel(boxed(shown, (box * scale).tolist(), colour(number), 2), f"query {query}: {name} ({float(scores[query]):.2f})")
         )
         rows.append(
             {

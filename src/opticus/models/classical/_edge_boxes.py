@@ -15,6 +15,11 @@ import numpy.typing as npt
 
 from opticus.structures import DataError, Picture, UsageError
 
+NEEDS = (
+    "edge-boxes needs OpenCV's contrib modules (the package opencv-contrib-python-headless in place of opencv-python-headless) and a "
+    "trained edge model (file=model.yml.gz, from opencv_extra's testdata/cv/ximgproc)"
+)
+
 
 def edge_boxes(picture: Picture, *, limit: int = 2000, seed: int = 0, file: str | Path | None = None) -> npt.NDArray[np.float32]:
     """(N, 4) xyxy boxes, best first, at most `limit`; `file` is the edge model. Nothing is drawn at random.
@@ -23,7 +28,7 @@ def edge_boxes(picture: Picture, *, limit: int = 2000, seed: int = 0, file: str 
     """
     ximgproc = _contrib()
     if file is None:
-        raise UsageError("edge-boxes needs a trained edge model: file=model.yml.gz (opencv_extra's testdata/cv/ximgproc)")
+        raise UsageError(f"{NEEDS}; found no file=")
     path = Path(file).expanduser()
     if not path.is_file():
         raise DataError(f"{path}: no such edge model")
@@ -45,12 +50,8 @@ def _contrib() -> Any:
     try:
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
-        raise UsageError(
-            "edge-boxes needs OpenCV's contrib modules (opencv-contrib-python-headless), which are not installed"
-        ) from error
+        raise UsageError(f"{NEEDS}; found no OpenCV") from error
     module = getattr(cv2, "ximgproc", None)
     if module is None:
-        raise UsageError(
-            "edge-boxes needs OpenCV's contrib modules (opencv-contrib-python-headless), the installed OpenCV has none"
-        )
+        raise UsageError(f"{NEEDS}; the installed OpenCV has no contrib modules")
     return module

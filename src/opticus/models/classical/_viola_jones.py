@@ -2,7 +2,7 @@
 
 A classical system, not a paper of the zoo: the cascade is a maintained library's, read and run as it is. scikit-image's `Cascade` runs
 cascades of local binary patterns (Liao et al. 2007), and ships OpenCV's for frontal faces; those of Haar features, the paper's own,
-need an OpenCV with `CascadeClassifier` (version 4).
+need an OpenCV with `CascadeClassifier`: any of version 4, of version 5 only the contrib package (it moved to xobjdetect).
 
 *Differs*: overlapping detections are put together as in the paper's section 5.6 (disjoint sets of overlapping windows, their corners
 averaged), but two windows overlap if their IoU is above 0.3, so that neighbouring faces stay apart; a set's score says how many
@@ -137,12 +137,12 @@ def _described(file: Path) -> tuple[str, tuple[int, int]]:
 
 def _haar(file: Path, kind: str) -> Any:
     """OpenCV's classifier for cascades that scikit-image does not run."""
-    needed = f"{file}: a cascade of {kind} features needs OpenCV's CascadeClassifier (opencv-python-headless 4)"
+    needed = f"{file}: a cascade of {kind} features needs OpenCV's CascadeClassifier (opencv-contrib-python-headless)"
     try:
         cv2: Any = importlib.import_module("cv2")
     except ImportError as error:
         raise UsageError(f"{needed}, which is not installed") from error
-    maker = getattr(cv2, "CascadeClassifier", None)
+    maker = getattr(cv2, "CascadeClassifier", None) or getattr(getattr(cv2, "xobjdetect", None), "CascadeClassifier", None)
     if maker is None:
         raise UsageError(f"{needed}, the installed OpenCV {_opencv_version()} has none")
     classifier: Any = maker(str(file))

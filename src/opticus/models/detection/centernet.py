@@ -305,7 +305,10 @@ OVERFIT = {"samples": 2, "lr": 3e-3}
 def criterion(
     classes: int, *, size_weight: float = 0.1, offset_weight: float = 1.0, alpha: float = 2.0, beta: float = 4.0
 ) -> Callable[[Points, Batch], dict[str, Tensor]]:
-    """Eq. 5: focal loss on the heat map, L1 on offsets and, weighted by 0.1, on sizes, each per object of the batch; stacks' mean."""
+    """Eq. 5: focal loss on the heat map, L1 on offsets and, weighted by 0.1, on sizes, each per object of the batch; stacks' mean.
+
+    Cells inside crowds are no background.
+    """
 
     def terms(out: Points, batch: Batch) -> dict[str, Tensor]:
         size = (out.heat.shape[-2], out.heat.shape[-1])
@@ -321,7 +324,7 @@ def criterion(
 
         rows: list[Tensor] = []
         for stack in (*(widened(stack) for stack in out.earlier or ()), out):
-            focal = penalty_reduced_focal(stack.heat, truth.heat.to(stack.heat), alpha=alpha, beta=beta)
+            focal = penalty_reduced_focal(stack.heat, truth.heat.to(stack.heat), alpha=alpha, beta=beta, ignored=truth.ignored)
             size_term, offset_term = distance(stack.sizes, truth.sizes), distance(stack.offsets, truth.offsets)
             rows.append(torch.stack([(focal * weights).sum() / positives, size_weight * size_term, offset_weight * offset_term]))
         return dict(zip(("heat", "size", "offset"), torch.stack(rows).mean(0).unbind(0), strict=True))

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from opticus.losses.boxes import object_count
 from opticus.losses.focal import penalty_reduced_focal
 from opticus.losses.supervised import Supervised, widened
+from opticus.matching.crowds import cells_crowded
 from opticus.matching.detections import cut, in_original, windows
 from opticus.matching.heatmaps import cells_inside, gaussian_radius, peaks, place, values_at
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import ignored_of, objects_of
 from opticus.ops.corner import bottom_pool, left_pool, right_pool, top_pool
 from opticus.ops.nms import nms_per_class, soft_nms
 from opticus.structures import Backbone, Batch, CapabilityError, Images, Part, Prepare, Result, Task, UsageError, Weights
@@ -228,7 +229,10 @@ def pull_and_push(
 def criterion(
     network: CornerNet, *, pull_weight: float = 0.5, push_weight: float = 0.5, offset_weight: float = 1.0
 ) -> Callable[[Corners, Batch], dict[str, Tensor]]:
-    """Eq. 8: focal loss per corner of the batch, pull and push, smooth L1 of offsets per object; the mean over stacks."""
+    """Eq. 8: focal loss per corner of the batch, pull and push, smooth L1 of offsets per object; the mean over stacks.
+
+    Cells inside crowds are no background.
+    """
 
     def terms(out: Corners, batch: Batch) -> dict[str, Tensor]:
         size, classes = (out.tl_heat.shape[-2], out.tl_heat.shape[-1]), network.config.classes
@@ -237,6 +241,7 @@ def criterion(
         boxes, labels, image = _objects(batch, classes, like.new_tensor(network.cell(size) * 2), size)
         radii, planes = gaussian_radius(boxes[:, 2:] - boxes[:, :2], RADIUS_OVERLAP), image * classes + labels
         truths = [place(points, radii, planes, len(batch) * classes, size) for points in (boxes[:, :2], boxes[:, 2:])]
+        ignored = _crowded(batch, like.new_tensor(network.cell(size) * 2), size)
         objects = object_count(len(image), like)
         stacks = [widened(stack) for stack in out.earlier or ()] + [out]
         rows: list[Tensor] = []
@@ -245,7 +250,8 @@ def criterion(
             sides = ((stack.tl_heat, stack.tl_tag, stack.tl_offset), (stack.br_heat, stack.br_tag, stack.br_offset))
             for (heats, tag, offsets), truth in zip(sides, truths):
                 wanted, (x, y) = truth.heat.to(heats).view_as(heats), truth.cells.unbind(1)
-                heat = heat + (penalty_reduced_focal(heats, wanted) * weights).sum() / object_count((wanted == 1).sum(), like)
+                focal = (penalty_reduced_focal(heats, wanted, ignored=ignored) * weights).sum()
+                heat = heat + focal / object_count((wanted == 1).sum(), like)
                 misses = F.smooth_l1_loss(offsets[image, :, y, x], truth.offsets.to(offsets), reduction="none").sum(1)
                 offset = offset + (misses * weights[image]).sum() / objects
                 tags.append(tag[image, 0, y, x])
@@ -266,6 +272,11 @@ def _objects(batch: Batch, classes: int, cell: Tensor, size: tuple[int, int]) ->
     boxes, labels, image = (torch.cat(parts) for parts in zip(*found))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
     return boxes[keep], labels[keep], image[keep]
+
+
+def _crowded(batch: Batch, cell: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """(B,1,H,W) the cells of crowds, None without crowds."""
+    return cells_crowded([regions.to(cell) / cell for regions in ignored_of(batch.targets)], size)
 
 
 def objective(network: CornerNet, **options: Any) -> Supervised:

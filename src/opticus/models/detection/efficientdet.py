@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from opticus.losses.boxes import object_count
 from opticus.losses.focal import sigmoid_focal
 from opticus.losses.supervised import Supervised, widened
-from opticus.matching.anchors import grid_anchors, max_iou
+from opticus.matching.anchors import IGNORED, grid_anchors, ignore_inside, max_iou
 from opticus.matching.detections import in_original, level_sizes, pyramid_maps, suppressed, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.models.detection.efficientdet_weights import FORMATS as FORMATS
 from opticus.models.detection.efficientdet_weights import WEIGHTS as WEIGHTS
 from opticus.models.detection.efficientdet_weights import prepare_for
@@ -297,7 +297,8 @@ def criterion(
     positive: float = 0.5,
 ) -> Callable[[Answers, Batch], dict[str, Tensor]]:
     """Section 5.1: focal loss of all anchors and Huber's loss (linear from `delta` on) of the positive ones' deltas, mean of the
-    four, both per positive anchor; an anchor is positive from IoU `positive` with an object, or as its best one.
+    four, both per positive anchor; an anchor is positive from IoU `positive` with an object, or as its best one; others
+    inside a crowd are ignored.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -309,14 +310,15 @@ def criterion(
         focal: list[Tensor] = []
         boxes: list[Tensor] = []
         count = 0
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            wanted = truth.boxes.to(anchors)
-            matches = max_iou(iou(wanted, anchors), positive, positive)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, anchors)):
+            wanted = truth.boxes
+            matches = ignore_inside(max_iou(iou(wanted, anchors), positive, positive), anchors, truth.ignored)
             places = (matches >= 0).nonzero()[:, 0]
             objects = matches[places]
             classes = torch.zeros_like(out.logits[i])
             classes[places, truth.labels.to(anchors.device)[objects]] = 1
-            focal.append(sigmoid_focal(out.logits[i], classes, alpha=alpha, gamma=gamma).sum())
+            each = sigmoid_focal(out.logits[i], classes, alpha=alpha, gamma=gamma)
+            focal.append((each * (matches != IGNORED)[:, None]).sum())
             goals = encode_boxes(wanted[objects], anchors[places])[:, ORDER]
             boxes.append(F.huber_loss(out.deltas[i, places], goals, delta=delta, reduction="sum") / 4)
             count += len(places)

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from opticus.losses.boxes import object_count
 from opticus.losses.focal import penalty_reduced_focal
 from opticus.losses.supervised import Supervised, widened
+from opticus.matching.crowds import cells_crowded
 from opticus.matching.detections import cut, in_original, windows
 from opticus.matching.heatmaps import cells_inside, gaussian_radius, peaks, place, values_at
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import ignored_of, objects_of
 from opticus.ops.masks import decode
 from opticus.ops.nms import nms_per_class, soft_nms
 from opticus.structures import Backbone, Batch, CapabilityError, Images, Instances, Part, Prepare, Result, Task, UsageError, Weights
@@ -280,7 +281,10 @@ def _span(lines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def criterion(network: ExtremeNet, *, offset_weight: float = 1.0) -> Callable[[Extremes, Batch], dict[str, Tensor]]:
-    """Focal loss of the five heat-maps per point of the batch, smooth L1 of the four offsets per object; the mean over stacks."""
+    """Focal loss of the five heat-maps per point of the batch, smooth L1 of the four offsets per object; the mean over stacks.
+
+    Cells inside crowds are no background.
+    """
 
     def terms(out: Extremes, batch: Batch) -> dict[str, Tensor]:
         size, like, classes = (out.top.shape[-2], out.top.shape[-1]), out.top_offset, network.config.classes
@@ -288,13 +292,16 @@ def criterion(network: ExtremeNet, *, offset_weight: float = 1.0) -> Callable[[E
         points, sizes, labels, image = _objects(batch, classes, like.new_tensor(network.cell(size)))
         radii, planes = gaussian_radius(sizes), image * classes + labels
         truths = [place(points[:, n], radii, planes, len(batch) * classes, size) for n in range(5)]
+        cell = like.new_tensor(network.cell(size) * 2)
+        ignored = cells_crowded([regions.to(cell) / cell for regions in ignored_of(batch.targets)], size)
         objects = object_count(len(image), like)
         rows: list[Tensor] = []
         for stack in (*(widened(stack)[:9] for stack in out.earlier or ()), out[:9]):
             heat, offset = like.new_zeros(()), like.new_zeros(())
             for n, truth in enumerate(truths):
                 wanted, (x, y) = truth.heat.to(stack[n]).view_as(stack[n]), truth.cells.unbind(1)
-                heat = heat + (penalty_reduced_focal(stack[n], wanted) * weights).sum() / object_count((wanted == 1).sum(), like)
+                focal = (penalty_reduced_focal(stack[n], wanted, ignored=ignored) * weights).sum()
+                heat = heat + focal / object_count((wanted == 1).sum(), like)
                 if n < 4:
                     found, right = stack[5 + n][image, :, y, x], truth.offsets.to(like)
                     misses = F.smooth_l1_loss(found, right, reduction="none").sum(1)

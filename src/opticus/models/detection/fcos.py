@@ -28,8 +28,9 @@ from opticus.losses.boxes import giou_loss, object_count
 from opticus.losses.focal import sigmoid_focal
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.anchors import NEGATIVE
+from opticus.matching.crowds import points_crowded
 from opticus.matching.detections import best_of, in_original, level_sizes, pyramid_maps, suppressed, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.ops.boxes import area
 from opticus.structures import Backbone, Batch, DataError, Images, Part, Prepare, Result, Task, UsageError, Weights
 from opticus.weights.names import Names, rename
@@ -228,7 +229,10 @@ def assigned(places: Places, boxes: Float[Tensor, "M 4"], radius: float) -> Int[
 def criterion(
     network: FCOS, *, box_weight: float = 1.0, centre_weight: float = 1.0, alpha: float = 0.25, gamma: float = 2.0
 ) -> Callable[[Answers, Batch], dict[str, Tensor]]:
-    """Eq. 2: focal loss of all places, GIoU loss and the entropy of centre-ness of the positive ones, all per positive place."""
+    """Eq. 2: focal loss of all places, GIoU loss and the entropy of centre-ness of the positive ones, all per positive place.
+
+    Places inside a crowd are no background.
+    """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
         if batch.images is None:
@@ -238,14 +242,15 @@ def criterion(
         weights = out.distances.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.distances)
         rows: list[Tensor] = []
         count = 0
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            wanted = truth.boxes.to(places.points)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, places.points)):
+            wanted = truth.boxes
             matches = assigned(places, wanted, network.config.radius)
             index = (matches >= 0).nonzero()[:, 0]
             objects, points = matches[index], places.points[index]
             classes = torch.zeros_like(out.logits[i])
             classes[index, truth.labels[objects]] = 1
-            focal = sigmoid_focal(out.logits[i], classes, alpha=alpha, gamma=gamma).sum()
+            counted = (matches >= 0) | ~points_crowded(places.points, truth.ignored)
+            focal = (sigmoid_focal(out.logits[i], classes, alpha=alpha, gamma=gamma) * counted[:, None]).sum()
             boxes = giou_loss(boxes_of(out.distances[i, index], points, places.strides[index]), wanted[objects]).sum()
             centre = centreness_of(distances_of(wanted[objects], points))
             entropy = F.binary_cross_entropy_with_logits(out.centreness[i, index, 0], centre, reduction="sum")

@@ -27,9 +27,9 @@ from opticus.layers.fpn import FPN, CoarserLevels
 from opticus.losses.boxes import box_l1, giou_loss, object_count
 from opticus.losses.focal import sigmoid_focal
 from opticus.losses.supervised import Supervised, widened
-from opticus.matching.anchors import IGNORED, base_anchors, grid_anchors, max_iou
+from opticus.matching.anchors import IGNORED, base_anchors, grid_anchors, ignore_inside, max_iou
 from opticus.matching.detections import best_of, in_original, level_sizes, pyramid_maps, suppressed, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.ops.boxes import decode_boxes, encode_boxes
 from opticus.ops.iou import iou
 from opticus.structures import Backbone, Batch, DataError, Images, Part, Prepare, Result, Task, UsageError, Weights
@@ -186,7 +186,8 @@ def criterion(
 ) -> Callable[[Answers, Batch], dict[str, Tensor]]:
     """Focal loss of all anchors but the ignored ones, and the box loss of the positive ones, both per positive anchor.
 
-    An anchor is positive from IoU `positive` with an object (or as its best one), ignored down to `negative`, else background.
+    An anchor is positive from IoU `positive` with an object (or as its best one), ignored down to `negative` or inside a crowd, else
+    background.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -198,9 +199,9 @@ def criterion(
         focal: list[Tensor] = []
         boxes: list[Tensor] = []
         count = 0
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            wanted = truth.boxes.to(anchors)
-            matches = max_iou(iou(wanted, anchors), positive, negative)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, anchors)):
+            wanted = truth.boxes
+            matches = ignore_inside(max_iou(iou(wanted, anchors), positive, negative), anchors, truth.ignored)
             places = (matches >= 0).nonzero()[:, 0]
             objects = matches[places]
             classes = torch.zeros_like(out.logits[i])

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
-from opticus.matching.anchors import NEGATIVE, grid_anchors, hard_negatives, max_iou
+from opticus.matching.anchors import IGNORED, NEGATIVE, grid_anchors, hard_negatives, ignore_inside, max_iou
 from opticus.matching.detections import in_original, level_sizes, pyramid_maps, suppressed, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.ops.boxes import decode_boxes, encode_boxes
 from opticus.ops.iou import iou
 from opticus.structures import Backbone, Batch, CapabilityError, DataError, Images, Part, Prepare, Result, Task, UsageError, Weights
@@ -250,7 +250,7 @@ def criterion(
     network: SSD, *, box_weight: float = 1.0, positive: float = 0.5, negatives: float = 3.0
 ) -> Callable[[Answers, Batch], dict[str, Tensor]]:
     """Eq. 1: softmax loss of the matched boxes and of the hardest `negatives` times as many others, and smooth L1 of the matched
-    ones' deltas, both per matched box; `box_weight` is eq. 1's alpha.
+    ones' deltas, both per matched box; `box_weight` is eq. 1's alpha. Boxes inside crowds are no background.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -260,15 +260,17 @@ def criterion(
         priors = network.default_boxes((height, width), out.deltas)
         kinds = torch.zeros(out.logits.shape[:2], dtype=torch.int64, device=priors.device)
         goals = torch.zeros_like(out.deltas)
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            objects = truth.boxes.to(priors)
-            matches = match(iou(objects, priors), positive)
+        ignored = torch.zeros_like(kinds, dtype=torch.bool)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, priors)):
+            objects = truth.boxes
+            matches = ignore_inside(match(iou(objects, priors), positive), priors, truth.ignored)
+            ignored[i] = matches == IGNORED
             places = (matches >= 0).nonzero()[:, 0]
             kinds[i, places] = truth.labels.to(priors.device)[matches[places]] + 1
             goals[i, places] = encode_boxes(objects[matches[places]], priors[places], CODER)
         hits = kinds > 0
         each = F.cross_entropy(out.logits.flatten(0, 1), kinds.flatten(), reduction="none").view_as(kinds)
-        looked_at = hits | hard_negatives(each, hits, negatives)
+        looked_at = hits | hard_negatives(each, hits, negatives, ignored)
         distance = F.smooth_l1_loss(out.deltas, goals, reduction="none").sum(2)
         weights = out.deltas.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.deltas)
         count = object_count(hits.sum(), out.deltas)

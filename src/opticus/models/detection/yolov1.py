@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,8 +30,9 @@ from opticus.layers.darknet import SLOPE, ConvUnit, half_pool
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import Survival, survivors
+from opticus.matching.crowds import boxes_crowded
 from opticus.matching.detections import in_original, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from opticus.ops.iou import paired_iou
 from opticus.structures import (
@@ -211,7 +212,7 @@ def criterion(
     """Half of equation 3, summed over a picture's cells, averaged over pictures.
 
     Of the cell that holds an object's centre the box that overlaps it most (none does: the nearest) learns it, and as confidence
-    the IoU that it has now; all other confidences learn 0, and the cell's classes learn its own.
+    the IoU that it has now; all other confidences learn 0 unless their box lies in a crowd, and the cell's classes learn its own.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -219,14 +220,14 @@ def criterion(
             raise DataError("YOLO is trained on images, found a batch without")
         weights = out.boxes.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.boxes)
         sums: list[Tensor] = []
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            cells, wanted, labels = _first_of_cell(network, truth.boxes.to(out.boxes), truth.labels)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, out.boxes)):
+            cells, wanted, labels = _first_of_cell(network, truth.boxes, truth.labels)
             answers = out.boxes[i, cells]
             best, overlap = _responsible(answers.detach(), wanted, network.config.grid)
             known = torch.arange(len(cells), device=cells.device)
             box = answers[known, best] - torch.cat([wanted[:, :2], wanted[:, 2:].sqrt()], 1)
             objects = out.objects[i]
-            background = torch.ones_like(objects)
+            background = (~_in_crowds(network, out.boxes[i].detach(), truth.ignored)).to(objects)
             background[cells, best] = 0
             confidence = objects[cells, best] - overlap
             classes = out.classes[i, cells] - F.one_hot(labels, network.config.classes).to(out.classes)
@@ -251,6 +252,15 @@ def _first_of_cell(network: YOLOv1, boxes: Tensor, labels: Tensor) -> tuple[Tens
     cells = (first < len(cell)).nonzero()[:, 0]
     chosen = first[cells]
     return cells, torch.cat([(centre - corner)[chosen].clamp(0, 1), shares[chosen, 2:]], 1), labels[chosen]
+
+
+def _in_crowds(network: YOLOv1, answers: Float[Tensor, "G N 4"], regions: Float[Tensor, "M 4"]) -> Bool[Tensor, "G N"]:
+    """Which boxes of all cells lie in a crowd."""
+    if len(regions) == 0:
+        return torch.zeros(answers.shape[:2], dtype=torch.bool, device=answers.device)
+    centres = (answers[..., :2] + network.corners(answers)) / network.config.grid
+    shares = torch.cat([centres, answers[..., 2:].square()], -1)
+    return boxes_crowded(cxcywh_to_xyxy(shares).flatten(0, 1) * network.config.size, regions).view(answers.shape[:2])
 
 
 def _responsible(answers: Float[Tensor, "M N 4"], wanted: Float[Tensor, "M 4"], grid: int) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,9 @@ from opticus.layers.darknet import ConvUnit, half_pool, he_normal
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import Cells, Survival, answerable, boxes_of, cells_of, rows_of, survivors, targets_of
+from opticus.matching.crowds import boxes_crowded
 from opticus.matching.detections import in_original, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.ops.iou import iou, paired_iou
 from opticus.structures import Batch, DataError, Images, Prepare, Result, Task, UsageError, Weights, WeightsError
 from opticus.weights.names import Names, rename
@@ -174,7 +175,7 @@ def criterion(
     """Half squared differences and a cross-entropy, summed over a picture's answers, averaged over pictures.
 
     The answer of an object learns its box, its class, and as objectness the IoU that its box has now; all others learn 0, unless
-    their box overlaps an object by more than `ignore`.
+    their box overlaps an object by more than `ignore` or lies in a crowd.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -185,13 +186,14 @@ def criterion(
         decoded = boxes_of(out.boxes.detach(), cells)
         weights = out.boxes.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.boxes)
         sums: list[Tensor] = []
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            wanted = truth.boxes.to(out.boxes)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, out.boxes)):
+            wanted = truth.boxes
             found = answerable(wanted, cells)
             places, boxes = found.places, wanted[found.objects]
             background = torch.ones_like(out.objects[i])
             if len(wanted):
                 background = (iou(decoded[i], wanted).amax(1) <= ignore).to(out.objects)
+            background = background.masked_fill(boxes_crowded(decoded[i], truth.ignored), 0)
             background[places] = 0
             objects = out.objects[i].sigmoid()
             overlap = paired_iou(decoded[i, places], boxes)

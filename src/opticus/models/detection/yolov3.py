@@ -30,8 +30,9 @@ from opticus.layers.darknet import ConvUnit, half_pool, he_normal
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import Cells, Survival, answerable, boxes_of, cells_of, rows_of, survivors, targets_of
+from opticus.matching.crowds import boxes_crowded
 from opticus.matching.detections import in_original, pyramid_maps, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.ops.iou import iou
 from opticus.structures import (
     Backbone,
@@ -258,7 +259,8 @@ def criterion(network: YOLOv3, *, ignore: float = 0.5) -> Callable[[Answers, Bat
     """Sums over a picture's answers, averaged over pictures: box, objectness, classes.
 
     Section 2.1: the prior that is most of an object's shape answers for it, in the cell of its centre; answers whose box overlaps an
-    object by more than `ignore` are not told that they are background. Boxes weigh 2 - their share of the picture, as in darknet.
+    object by more than `ignore`, or lies in a crowd, are not told that they are background. Boxes weigh 2 - their share of the
+    picture, as in darknet.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -269,13 +271,13 @@ def criterion(network: YOLOv3, *, ignore: float = 0.5) -> Callable[[Answers, Bat
         decoded = boxes_of(out.boxes.detach(), cells)
         weights = out.boxes.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.boxes)
         sums: list[Tensor] = []
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            wanted = truth.boxes.to(out.boxes)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, out.boxes)):
+            wanted = truth.boxes
             found = answerable(wanted, cells)
             places, boxes = found.places, wanted[found.objects]
-            counted = torch.ones_like(out.objects[i], dtype=torch.bool)
+            counted = ~boxes_crowded(decoded[i], truth.ignored)
             if len(wanted):
-                counted = iou(decoded[i], wanted).amax(1) <= ignore
+                counted &= iou(decoded[i], wanted).amax(1) <= ignore
             counted[places] = True
             known = torch.zeros_like(out.objects[i])
             known[places] = 1

@@ -31,8 +31,9 @@ from opticus.layers.darknet import ConvUnit, he_normal
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.cells import LIMIT, Cells, Survival, cells_of, rows_of, survivors
+from opticus.matching.crowds import boxes_crowded
 from opticus.matching.detections import in_original, pyramid_maps, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from opticus.ops.iou import iou, paired_ciou
 from opticus.structures import (
@@ -347,7 +348,8 @@ def criterion(
 ) -> Callable[[Answers, Batch], dict[str, Tensor]]:
     """Sums over a picture's answers, averaged over pictures: CIoU loss times `box_weight`, entropies of objectness and classes.
 
-    `threshold` is that of `matched`; answers whose box overlaps an object by more than `ignore` are not told that they are background.
+    `threshold` is that of `matched`; answers whose box overlaps an object by more than `ignore`, or
+    lies in a crowd, are not told that they are background.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -358,14 +360,14 @@ def criterion(
         decoded = boxes_of(out.boxes, cells, network.config.scales)
         weights = out.boxes.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.boxes)
         sums: list[Tensor] = []
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            wanted = truth.boxes.to(out.boxes)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, out.boxes)):
+            wanted = truth.boxes
             known, classes = torch.zeros_like(out.objects[i]), torch.zeros_like(out.logits[i])
-            counted = torch.ones_like(known, dtype=torch.bool)
+            counted = ~boxes_crowded(decoded[i], truth.ignored)
             regression = decoded.new_zeros(())
             if len(wanted):
                 found = matched(wanted, cells, threshold)
-                counted = iou(decoded[i].detach(), wanted).amax(1) <= ignore
+                counted &= iou(decoded[i].detach(), wanted).amax(1) <= ignore
                 counted[found.places], known[found.places] = True, 1
                 classes[found.places, truth.labels[found.objects]] = 1
                 regression = (1 - paired_ciou(decoded[i, found.places], wanted[found.objects])).sum()

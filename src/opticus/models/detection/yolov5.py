@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
+from opticus.matching.crowds import boxes_crowded
 from opticus.matching.detections import best_of, in_original, suppressed, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import Truth, truth_of
 from opticus.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from opticus.ops.iou import paired_ciou
 from opticus.structures import Batch, DataError, Images, Prepare, Result, Task, UsageError, Weights
@@ -342,6 +343,7 @@ def criterion(
     """Per level, the mean CIoU loss and class entropy of matched anchors, and the mean entropy of all anchors' objectness.
 
     An anchor's objectness is to equal the CIoU (at least 0) that its box has reached; levels weigh `balance` in that term.
+    An unmatched anchor whose box lies in a crowd costs nothing.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -350,9 +352,9 @@ def criterion(
         height, width = batch.images.pixels.shape[-2:]
         levels = network.anchors((height, width), out.boxes)
         weights = out.boxes.new_ones(len(batch)) if batch.weights is None else batch.weights.to(out.boxes)
-        truths = objects_of(batch.targets, network.config.classes, batch.ids)
+        truths = truth_of(batch.targets, network.config.classes, batch.ids, out.boxes)
         picture = torch.cat([torch.full((len(t.labels),), i, device=weights.device) for i, t in enumerate(truths)])
-        boxes, labels = torch.cat([t.boxes for t in truths]).to(out.boxes), torch.cat([t.labels for t in truths])
+        boxes, labels = torch.cat([t.boxes for t in truths]), torch.cat([t.labels for t in truths])
         lengths = [len(level.strides) for level in levels]
         parts = zip(*(part.split(lengths, 1) for part in out), strict=True)
         sums = out.boxes.new_zeros(3)
@@ -369,7 +371,10 @@ def criterion(
             wanted = wanted.flatten().scatter_reduce(0, owner * wanted.shape[1] + where, reached, "amax").view_as(wanted)
             classes = F.one_hot(labels[found.objects], network.config.classes).to(out.boxes)
             entropy = F.binary_cross_entropy_with_logits(logits[owner, where], classes, reduction="none").mean(1)
-            presence = F.binary_cross_entropy_with_logits(objectness[..., 0], wanted, reduction="none").mean(1)
+            ignored = _in_crowds(raw, level, truths)
+            ignored[owner, where] = False
+            presence = F.binary_cross_entropy_with_logits(objectness[..., 0], wanted, reduction="none")
+            presence = presence.masked_fill(ignored, 0).mean(1)
             count = object_count(len(owner), out.boxes)
             box = ((1 - overlap) * weights[owner]).sum() / count
             label = (entropy * weights[owner]).sum() / count
@@ -378,6 +383,15 @@ def criterion(
         return {"box": box_weight * box, "object": object_weight * presence, "class": class_weight * label}
 
     return terms
+
+
+def _in_crowds(raw: Float[Tensor, "B N 4"], level: Anchors, truths: Sequence[Truth]) -> Bool[Tensor, "B N"]:
+    """Which boxes of one level lie in a crowd of their picture."""
+    found = torch.zeros(raw.shape[:2], dtype=torch.bool, device=raw.device)
+    for i, truth in enumerate(truths):
+        if len(truth.ignored):
+            found[i] = boxes_crowded(decoded(raw[i].detach(), level), truth.ignored)
+    return found
 
 
 def objective(network: YOLOv5, **options: Any) -> Supervised:

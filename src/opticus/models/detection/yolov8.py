@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from opticus.losses.boxes import object_count
 from opticus.losses.supervised import Supervised, widened
 from opticus.matching.aligned import task_aligned
+from opticus.matching.crowds import points_crowded
 from opticus.matching.detections import best_of, in_original, pyramid_maps, suppressed, windows
-from opticus.matching.objects import objects_of
+from opticus.matching.objects import truth_of
 from opticus.ops.iou import paired_ciou
 from opticus.structures import Backbone, Batch, CapabilityError, DataError, Images, Part, Prepare, Result, Task, UsageError, Weights
 from opticus.weights.names import Names, drop, rename
@@ -327,7 +328,7 @@ def criterion(
 ) -> Callable[[Answers, Batch], dict[str, Tensor]]:
     """Entropy of all classes against the soft targets; CIoU and distribution focal loss weighted by them; all per sum of targets.
 
-    `count`, `alpha` and `beta` are those of `task_aligned`, whose overlap is CIoU, at least 0.
+    `count`, `alpha` and `beta` are those of `task_aligned`, whose overlap is CIoU, at least 0. Places inside a crowd are no background.
     """
 
     def terms(out: Answers, batch: Batch) -> dict[str, Tensor]:
@@ -340,8 +341,8 @@ def criterion(
         scores = out.logits.detach().sigmoid()
         rows: list[Tensor] = []
         total = out.logits.new_zeros(())
-        for i, truth in enumerate(objects_of(batch.targets, network.config.classes, batch.ids)):
-            wanted = truth.boxes.to(boxes)
+        for i, truth in enumerate(truth_of(batch.targets, network.config.classes, batch.ids, boxes)):
+            wanted = truth.boxes
             inside = inside_of(wanted, places)
             with torch.no_grad():
                 overlaps = paired_ciou(boxes[i], wanted[:, None]).clamp(min=0)
@@ -350,12 +351,13 @@ def criterion(
             objects, quality = found.matches[index], found.quality[index].to(boxes)
             classes = torch.zeros_like(out.logits[i])
             classes[index, truth.labels[objects]] = quality
-            entropy = F.binary_cross_entropy_with_logits(out.logits[i], classes, reduction="sum")
+            counted = (found.matches >= 0) | ~points_crowded(places.points, truth.ignored)
+            entropy = F.binary_cross_entropy_with_logits(out.logits[i], classes, reduction="none") * counted[:, None]
             near = Places(places.points[index], places.strides[index])
             regression = (quality * (1 - paired_ciou(boxes[i, index], wanted[objects]))).sum()
             distances = distances_of(wanted[objects], near)
             focal = (quality * distribution_focal(out.sides[i, index], distances)).sum()
-            rows.append(torch.stack([class_weight * entropy, box_weight * regression, side_weight * focal]))
+            rows.append(torch.stack([class_weight * entropy.sum(), box_weight * regression, side_weight * focal]))
             total = total + quality.sum()
         sums = (torch.stack(rows) * weights[:, None]).sum(0) / object_count(total, out.logits)
         return dict(zip(("class", "box", "side"), sums.unbind(0), strict=True))
