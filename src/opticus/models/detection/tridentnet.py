@@ -293,7 +293,7 @@ def objective(network: TridentNet) -> Supervised:
 VARIANTS: dict[str, Config] = {
     "tiny": Config(
         classes=10,
-        backbone=Part("resnet/18", classes=0, layers=(1,), width=32),
+        backbone=Part("resnet/18", classes=0, layers=(1, 1), width=32, dilate=(2,)),  # stride 4
         stage=(32, 3),
         head=(64, 1, 8),
         norm="batch",
