@@ -13,9 +13,7 @@ REGION = torch.tensor([[10.0, 10.0, 30.0, 50.0]])
 
 
 def test_boxes_are_inside_by_half_of_their_own_area():
-    boxes = torch.tensor(
-        [[12.0, 12, 20, 20], [0, 10, 20, 20], [0, 10, 19, 20], [0, 0, 100, 100], [15, 15, 15, 15], [5, 5, 5, 9]]
-    )
+    boxes = torch.tensor([[12.0, 12, 20, 20], [0, 10, 20, 20], [0, 10, 19, 20], [0, 0, 100, 100], [15, 15, 15, 15], [5, 5, 5, 9]])
     assert boxes_crowded(boxes, REGION).tolist() == [True, True, False, False, True, False]
     assert boxes_crowded(boxes, REGION, 0.1).tolist() == [True, True, True, False, True, False]
     assert boxes_crowded(boxes, REGION[:0]).tolist() == [False] * 6
