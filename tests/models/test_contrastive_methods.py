@@ -18,9 +18,7 @@ AT = Progress(0, 0, 10, 1)
 def batch(count=4, roles=("global", "global"), side=16):
     generator = torch.Generator().manual_seed(1)
     eye = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
-    views = tuple(
-        Images(torch.randn(count, 3, side, side, generator=generator), None, eye, ((side, side),) * count) for _ in roles
-    )
+    views = tuple(Images(torch.randn(count, 3, side, side, generator=generator), None, eye, ((side, side),) * count) for _ in roles)
     return Batch(None, (None,) * count, tuple(map(str, range(count))), views, roles)
 
 

@@ -57,13 +57,11 @@ def loss_case(name, projector, off):
     hidden, _, outputs = (int(size) for size in projector.split("-"))
 
     def loss(views):
-        with mock.patch.object(torch.distributed, "all_reduce", lambda matrix: None):
+        with mock.patch.object(torch.distributed, "all_reduce", return_value=None):
             return model(*views)
 
     options = {"off_weight": off, "hidden": hidden, "outputs": outputs}
-    return objective_case(
-        name, "barlowtwins_full", nn.ModuleDict({"module": model}), "barlow", loss, options=options, config=PART
-    )
+    return objective_case(name, "barlowtwins_full", nn.ModuleDict({"module": model}), "barlow", loss, options=options, config=PART)
 
 
 def tiny():

@@ -31,28 +31,17 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            updates = torch._foreach_add([p.grad for p in parameters], parameters, alpha=group["weight_decay"])
-            wide = [i for i, p in enumerate(parameters) if p.ndim > 1]
-            if wide:
-                shares = _shares([parameters[i] for i in wide], [updates[i] for i in wide])
-                torch._foreach_mul_([updates[i] for i in wide], shares)
-            momenta = [self._momentum(p) for p in parameters]
-            torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_add_(momenta, updates)
-            torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                if parameter.ndim > 1:
+                    weight, length = parameter.norm(), update.norm()
+                    # no branch on values: the device is not waited for
+                    update.mul_(torch.where((weight > 0) & (length > 0), TRUST * weight / length, torch.ones_like(weight)))
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum: Tensor = state["momentum"].mul_(group["momentum"]).add_(update)
+                parameter.add_(momentum, alpha=-group["lr"])
         return loss
-
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        return state["momentum"]
-
-
-def _shares(weights: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
-    """TRUST |w| / |u| per tensor; 1 where a norm is 0."""
-    pairs = zip(torch._foreach_norm(weights), torch._foreach_norm(updates))
-    return [torch.where((w > 0) & (u > 0), TRUST * w / u, torch.ones_like(w)) for w, u in pairs]
