@@ -11,8 +11,8 @@ from opticus.transforms.geometry import Flip, RandomResizedCrop
 from opticus.transforms.policy import RandAugment
 from opticus.transforms.views import Jigsaw, View, Views
 
-# epochs and linear top-1 on ImageNet in %: README of HobbitLong/PyContrast, which does not say which ResNeXt it means
-REPORTED = {"r50": (800, 73.0), "r101": (300, 73.4), "r152": (200, 73.4)}
+# epochs and linear top-1 on ImageNet in %: README of HobbitLong/PyContrast; its ResNeXts are told by their 87 and 120 million parameters
+REPORTED = {"r50": (800, 73.0), "r101": (300, 73.4), "r152": (200, 73.4), "x101v2": (200, 74.5), "x152v2": (200, 75.2)}
 
 
 def default(model: str, data: Dataset) -> Recipe:
