@@ -37,12 +37,10 @@ def run(model, pictures, dtype=torch.float64):
 
 
 def tiny():
-    pictures = [[75, 64, 1], [64, 90, 2]]
+    pictures = [[75, 64, 2], [64, 90, 7]]
     model = d2.network(d2.config(PUBLISHED, **NARROW)).double()
     state = fill_module(model)
     outputs = run(model, pictures)
-    # two pairs of low regions at the border see the same pixels and so score exactly the same: their order is anyone's
-    del outputs["results.0.boxes"]
     changes = {"classes": 0, "norm": "frozen", "block": "original", "width": 8, "layers": [3, 4, 6]}
     exact = [key for key in outputs if key.startswith("results") and not key.endswith("labels")]
     return [
