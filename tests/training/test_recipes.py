@@ -45,8 +45,9 @@ def test_every_recipe_builds_and_its_transforms_run(name):
         sample = data[index]
         for transform in recipe.transforms:
             sample = transform(sample, draw)
-        pixels = sample.picture.pixels  # interleaved or as planes
-        assert pixels.dtype == torch.uint8 and (pixels.is_contiguous() or pixels.permute(2, 0, 1).is_contiguous())
+        for seen in [view for _, view in sample.views] or [sample]:
+            pixels = seen.picture.pixels  # interleaved or as planes
+            assert pixels.dtype == torch.uint8 and (pixels.is_contiguous() or pixels.permute(2, 0, 1).is_contiguous())
         assert sample.target is not None
     assert recipe.data in EMBEDDED if name in HOME else recipe.data in ("", *EMBEDDED)
     if recipe.data == "":

@@ -50,6 +50,7 @@ def small(model: str, data: Dataset) -> Recipe:
         precision="bf16",
         evaluate_every=200,
         workers=1,
+        note="minutes on two cores; its figures are in docs/selfsup.md",
     )
 
 
