@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from papers import new
+from torch import nn
 
 import opticus
 from opticus.models.detection.panet import BottomUp, PANet
@@ -53,3 +54,9 @@ def test_widths_that_the_norms_cannot_take_are_refused() -> None:
         opticus.create("panet/tiny", hidden=100)
     with pytest.raises(CapabilityError, match="stride 64"):
         opticus.create("panet/tiny", finest=64)
+
+
+def test_groups_of_the_head_hold_enough_units(tiny: PANet) -> None:
+    """A norm takes mean and deviation out of a vector's group: of three units one number would be left."""
+    norms = [module for module in tiny.head.modules() if isinstance(module, nn.GroupNorm)]
+    assert norms and all(norm.num_channels // norm.num_groups >= 8 for norm in norms)
