@@ -3,11 +3,12 @@
 Chen, Kornblith, Norouzi and Hinton, ICML 2020, arXiv 2002.05709; and its second version, Big Self-Supervised Models are Strong
 Semi-Supervised Learners (Chen, Kornblith, Swersky, Norouzi and Hinton, NeurIPS 2020, arXiv 2006.10029).
 Reference: google-research/simclr (Apache-2.0; TensorFlow: facts and published figures), loss and head compared with
-lightly-ai/lightly (MIT), networks with tonylins/simclr-converter (Apache-2.0), which makes PyTorch files of the authors' checkpoints.
+lightly-ai/lightly (MIT), networks with tonylins/simclr-converter (Apache-2.0), which makes PyTorch files of the authors'.
 
 *Differs*: the loss is the mean over the 2B views as in eq. 1, the authors' code has twice that (which LARS cancels); pictures are
 normalised as the backbone's are, where the authors' networks take values of [0, 1] (`UNIT`); the selective-kernel encoders of
-the second version are left out. With `Recipe.accumulate` above 1, pictures meet only those of their micro-batch.
+the second version and its memory (a queue of a momentum encoder's vectors) are left out. With `Recipe.accumulate` above 1,
+pictures meet only those of their micro-batch.
 *Map*: eq. 1 -> `losses.contrastive.nt_xent`; section 2.1, g -> `layer`, `SimCLR.head`; section 2.2, global batch norm ->
 `layers.norm.sync_norms`; appendix A -> `transforms.views.two_views`; SimCLRv2 section 2, fine-tuning from a middle layer of g
 -> `Config.kept`.
