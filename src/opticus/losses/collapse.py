@@ -47,6 +47,16 @@ def spread(vectors: Float[Tensor, "B D"]) -> Tensor:
     return variance.sqrt()
 
 
+@torch.no_grad()
+def alignment(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"]) -> Tensor:
+    """1 - cosine of the two views of a picture, averaged over the batches of all processes: 0 where views do not matter.
+
+    Half of what Wang and Isola (2020, arXiv 2005.10242) call alignment with alpha = 2.
+    """
+    a, b = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
+    return all_reduce((1 - (a * b).sum(1)).mean(), "mean")
+
+
 def sentence(figures: dict[str, float], outputs: int) -> str | None:
     """What to tell the user when `spread` or `information` (of `outputs` values) is as small as in a collapsed run, else None."""
     if figures.get("spread", 1.0) < LEAST_SPREAD:

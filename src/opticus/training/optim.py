@@ -12,6 +12,7 @@ from torch import nn
 
 from opticus.ops import schedules as curves
 from opticus.structures import Objective, UnknownNameError, UsageError
+from opticus.training.lars import LARS
 from opticus.training.recipe import Group, Optim, Schedule
 
 
@@ -67,9 +68,11 @@ def _settings(parameter: nn.Parameter, rule: Optim, group: Group | None) -> tupl
 def _make(rows: list[dict[str, Any]], rule: Optim) -> torch.optim.Optimizer:
     if rule.kind == "sgd":
         return torch.optim.SGD(rows, lr=rule.lr, momentum=rule.momentum, nesterov=rule.nesterov, foreach=True)
+    if rule.kind == "lars":
+        return LARS(rows, rule.lr, momentum=rule.momentum)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}.get(rule.kind)
     if kind is None:
-        raise UsageError(f"unknown optimiser kind {rule.kind!r}; known: adamw, adam, sgd")
+        raise UsageError(f"unknown optimiser kind {rule.kind!r}; known: adamw, adam, sgd, lars")
     return kind(rows, lr=rule.lr, betas=rule.betas, foreach=True)
 
 

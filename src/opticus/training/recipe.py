@@ -73,7 +73,7 @@ class Group:
 class Optim:
     """One optimiser. Norm weights, biases and other vectors get no weight decay unless `decay_vectors`."""
 
-    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    kind: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     momentum: float = 0.9
