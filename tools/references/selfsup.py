@@ -65,18 +65,20 @@ def network_case(name, form, whole, inner, **options):
     return {**base(name, form, **options), "pictures": PICTURES, "state": state, "outputs": {"out": inner(pixels_of(PICTURES))}}
 
 
-def objective_case(name, form, training, term, loss, *, options=None, views=VIEWS, at=(7, 1, 40, 4), constants=None, **more):
-    """`loss(views)` of the formula-filled modules `training`, and the norm of its gradient."""
+def objective_case(title, form, training, term, loss, *, options=None, views=VIEWS, at=(7, 1, 40, 4), constants=None, **more):
+    """`loss(views)` (one `term`, or several by name) of the formula-filled modules `training`, and the norm of its gradient."""
     training.double().train()
     state = fill_module(training)
     for key, values in (constants or {}).items():
         training.get_buffer(key).copy_(torch.tensor(values))
     value = loss([pixels_of(pictures) for _, pictures in views])
-    value.backward()
+    terms = value if isinstance(value, dict) else {term: value}
+    sum(terms.values()).backward()
     squares = [p.grad.square().sum() for p in training.parameters() if p.grad is not None]
-    outputs = {f"objective.{term}": value.detach(), "objective.gradient": torch.stack(squares).sum().sqrt()}
+    outputs = {f"objective.{name}": part.detach() for name, part in terms.items()}
+    outputs["objective.gradient"] = torch.stack(squares).sum().sqrt()
     return {
-        **base(name, form, **more), "pictures": PICTURES, "state": state, **({"constants": constants} if constants else {}),
+        **base(title, form, **more), "pictures": PICTURES, "state": state, **({"constants": constants} if constants else {}),
         "objective": {"options": options or {}, "views": views, "at": list(at)},
         "outputs": {key: tensor.reshape(1) for key, tensor in outputs.items()},
     }  # fmt: skip

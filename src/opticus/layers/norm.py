@@ -90,6 +90,21 @@ class SyncNorm(nn.Module):
         return f"{self.width}, eps={self.eps}, momentum={self.momentum}"
 
 
+def in_groups(network: nn.Module, pixels: Tensor, groups: int) -> Tensor:
+    """network(pixels) (B, D) whose batch norms see the pictures in `groups` random groups of nearly equal size (MoCo's shuffling).
+
+    The groups change with every call, so that no picture can be told by those that it is normalised with. UsageError for groups of
+    fewer than two pictures.
+    """
+    if groups == 1:
+        return network(pixels)
+    if len(pixels) < 2 * groups:
+        raise UsageError(f"a batch norm needs two pictures or more: {len(pixels)} pictures cannot be cut into {groups} groups")
+    order = torch.randperm(len(pixels), device=pixels.device)
+    vectors = torch.cat([network(part) for part in pixels[order].tensor_split(groups)])
+    return vectors[order.argsort()]
+
+
 def sync_norms(module: nn.Module) -> nn.Module:
     """Every nn.BatchNorm1d/2d/3d of `module` replaced by a SyncNorm that holds the same parameters and buffers, in place.
 

@@ -38,6 +38,16 @@ def info_nce(
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
+@torch.no_grad()
+def confusion(queries: Float[Tensor, "B D"], keys: Float[Tensor, "B D"], temperature: float = 0.2) -> Tensor:
+    """The loss of finding a query's own key among those of its batch, averaged over all processes: log B where all look the same.
+
+    A figure for logs: unlike the loss, it does not depend on what a queue happens to hold.
+    """
+    logits = queries @ keys.T / temperature
+    return all_reduce(F.cross_entropy(logits, torch.arange(len(logits), device=logits.device)), "mean")
+
+
 def nt_xent(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], temperature: float = 0.5) -> Float[Tensor, ""]:
     """SimCLR's loss (2002.05709, eq. 1): of 2B - 1 other views of all processes, find the other view of the same picture.
 

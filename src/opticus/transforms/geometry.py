@@ -87,7 +87,7 @@ class Crop:
 
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
         top, left = (_random_start(have, want, draw) for have, want in zip(sample.size, self.size))
-        return _windowed(sample, top, left, self.size, self.fill, self.keep)
+        return windowed(sample, top, left, self.size, self.fill, self.keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class CenterCrop:
 
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
         top, left = (centred(have, want) for have, want in zip(sample.size, self.size))
-        return _windowed(sample, top, left, self.size, self.fill, self.keep)
+        return windowed(sample, top, left, self.size, self.fill, self.keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class RandomCrop:
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
         height, width = (draw.integer(min(self.low, side), min(side, self.high) + 1) for side in sample.size)
         top, left = (_random_start(have, want, draw) for have, want in zip(sample.size, (height, width)))
-        return _windowed(sample, top, left, (height, width), 0, self.keep)
+        return windowed(sample, top, left, (height, width), 0, self.keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class Pad:
         height, width = sample.size
         height, width = height + self.top + self.bottom, width + self.left + self.right
         size = (-(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride)
-        return _windowed(sample, -self.top, -self.left, size, self.fill, None)
+        return windowed(sample, -self.top, -self.left, size, self.fill, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,9 @@ def _random_start(have: int, want: int, draw: Draw) -> int:
     return draw.integer(low, high + 1)
 
 
-def _windowed(sample: Sample, top: int, left: int, size: tuple[int, int], fill: float, keep: float | None) -> Sample:
+def windowed(sample: Sample, top: int, left: int, size: tuple[int, int], fill: float, keep: float | None) -> Sample:
+    """The window of `size` (H, W) whose upper left corner is (top, left); what lies outside the picture is `fill`."""
+
     def move(pixels: Tensor) -> Tensor:
         return framed(pixels, top, left, size, fill)
 

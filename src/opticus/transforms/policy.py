@@ -34,18 +34,21 @@ OPERATIONS = (*GEOMETRIC, *ENHANCING, *OTHERS)
 
 @dataclass(frozen=True, slots=True)
 class RandAugment:
-    """`n` operations drawn from OPERATIONS with replacement, each at magnitude `m` of 0..30 and of random sign."""
+    """`n` operations drawn from OPERATIONS with replacement, each at magnitude `m` of 0..30, of random sign, with probability `p`."""
 
     n: int = 2
     m: int = 9
     interpolation: Interpolation = "nearest"
     fill: float = 0
     keep: float = KEEP
+    p: float = 1.0
 
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
         if not 0 <= self.m <= TOP:
             raise UsageError(f"RandAugment: the magnitude m must be 0..{TOP}, found {self.m}")
         for _ in range(self.n):
+            if self.p < 1 and not draw.chance(self.p):
+                continue
             name = OPERATIONS[draw.integer(0, len(OPERATIONS))]
             sign = -1.0 if draw.chance(0.5) else 1.0
             sample = self.operate(sample, name, sign)

@@ -8,7 +8,8 @@ from opticus.structures import Sample, UsageError
 from opticus.transforms.chain import Transform, apply
 from opticus.transforms.colour import Blur, ColourJitter, Grayscale, Solarise
 from opticus.transforms.draw import Draw
-from opticus.transforms.geometry import Flip, RandomResizedCrop
+from opticus.transforms.geometry import Flip, RandomResizedCrop, windowed
+from opticus.transforms.targets import KEEP
 
 Range = tuple[float, float]
 
@@ -26,7 +27,7 @@ class View:
 class Views:
     """Replace the picture by views of it, in the order of `views`; all are made from the picture as it was.
 
-    The sample keeps target and id and loses its picture, unless `keep`; every view has its own matrix.
+    The sample keeps target, id and earlier views (`Jigsaw`) and loses its picture, unless `keep`; every view has its own matrix.
     """
 
     views: tuple[View, ...]
@@ -35,9 +36,38 @@ class Views:
     def __call__(self, sample: Sample, draw: Draw) -> Sample:
         if not self.views or min(view.count for view in self.views) < 0:
             raise UsageError(f"views: expected at least one kind of view and counts >= 0, found {self.views}")
-        made = tuple((view.role, apply(view.transforms, sample, draw)) for view in self.views for _ in range(view.count))
+        bare = replace(sample, views=())
+        made = tuple((view.role, apply(view.transforms, bare, draw)) for view in self.views for _ in range(view.count))
         inputs = sample.inputs if self.keep else {name: value for name, value in sample.inputs.items() if name != "image"}
-        return replace(sample, inputs=inputs, views=made)
+        return replace(sample, inputs=inputs, views=sample.views + made)
+
+
+@dataclass(frozen=True, slots=True)
+class Jigsaw:
+    """Add views of the role "patch": grid x grid cells of a random part of the picture, a window of each, in random order.
+
+    The part, of `scale` of the area and mirrored with probability `flip`, is resized to squares of `cell` pixels, from each of which a
+    window of `size` pixels is taken at a random place (PIRL, Misra and van der Maaten 2020, arXiv 1912.01991; defaults of PyContrast).
+    The picture stays, for `Views` to follow.
+    """
+
+    grid: int = 3
+    cell: int = 85
+    size: int = 64
+    scale: Range = (0.6, 1.0)
+    flip: float = 0.5
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        if self.grid < 1 or not 1 <= self.size <= self.cell:
+            raise UsageError(f"jigsaw: expected grid >= 1 and 1 <= size <= cell, found {self}")
+        side = self.grid * self.cell
+        bare = replace(sample, views=())
+        whole = apply((RandomResizedCrop((side, side), self.scale), Flip(self.flip)), bare, draw)
+        made: list[tuple[str, Sample]] = []
+        for place in draw.rng.permutation(self.grid**2).tolist():
+            top, left = (self.cell * at + draw.integer(0, self.cell - self.size + 1) for at in divmod(place, self.grid))
+            made.append(("patch", windowed(whole, top, left, (self.size, self.size), 0, KEEP)))
+        return replace(sample, views=(*sample.views, *made))
 
 
 def multi_crop(
