@@ -64,7 +64,14 @@ def imagenet(model: str) -> Recipe:
     return Recipe(
         model,
         "",
-        options={"temperature": 0.15, "momentum": 0.999, "queue": 65536, "outputs": 128, "jigsaw": 0.5, "groups": 32 if wide else 8},
+        options={
+            "temperature": 0.15,
+            "momentum": 0.999,
+            "queue": 65536,
+            "outputs": 128,
+            "jigsaw": 0.5,
+            "groups": 32 if wide else 8,
+        },
         transforms=views(),
         batch=batch,
         epochs=epochs,
