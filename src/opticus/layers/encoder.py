@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,3 +48,16 @@ class Encoder(nn.Module):
 def width_of(encoder: nn.Module) -> int:
     """Length of the vectors of an encoder or backbone that embeds by its last map or token."""
     return int(cast(Any, encoder).widths[-1])
+
+
+def by_size(network: Callable[[Tensor], Tensor], views: Sequence[Float[Tensor, "B C H W"]]) -> Float[Tensor, "VB D"]:
+    """The vectors of all views, view by view; neighbouring views of one size go through the network as one batch."""
+    found: list[Tensor] = []
+    first = 0
+    while first < len(views):
+        last = first
+        while last < len(views) and views[last].shape == views[first].shape:
+            last += 1
+        found.append(network(torch.cat(list(views[first:last]))))
+        first = last
+    return torch.cat(found)

@@ -125,3 +125,57 @@ def two_views(
         return View("global", chain)
 
     return Views((view(0), view(1)))
+
+
+def assigned_crops(
+    size: int = 224,
+    small: int = 96,
+    locals: int = 6,
+    *,
+    scale: Range = (0.14, 1.0),
+    small_scale: Range = (0.05, 0.14),
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2),
+    sigma: Range = (0.1, 2.0),
+    flip: float = 0.5,
+) -> Views:
+    """Two global views of `size` pixels and `locals` local ones of `small` pixels, augmented alike as SwAV's (Caron et al. 2020).
+
+    Bilinear crops of `scale` of the area, mirrored with probability `flip`; `jitter` with 0.8, grey with 0.2, blur of `sigma` pixels
+    with 0.5. Without local views the authors' global ones have a `scale` of (0.08, 1).
+    """
+
+    def crop(side: int, share: Range) -> tuple[Transform, ...]:
+        colours = (ColourJitter(*jitter, p=0.8), Grayscale(0.2), Blur(sigma, p=0.5))
+        return RandomResizedCrop((side, side), share), Flip(flip), *colours
+
+    views = View("global", crop(size, scale), 2), View("local", crop(small, small_scale), locals)
+    return Views(tuple(view for view in views if view.count))
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Add `count` views of the role "local": some of `grid` x `grid` overlapping patches of one augmented crop (OBoW, 2012.11552).
+
+    `transforms` make the crop; patches of `size` pixels start where they are spread evenly plus up to `jitter` pixels. The picture
+    goes; what made earlier views must have kept it (`Views(..., keep=True)`).
+    """
+
+    transforms: tuple[Transform, ...]
+    count: int = 5
+    size: int = 96
+    jitter: int = 24
+    grid: int = 3
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        if self.grid < 2 or not 1 <= self.count <= self.grid**2 or self.jitter < 0:
+            raise UsageError(f"patches: expected grid >= 2, 1 <= count <= grid * grid and jitter >= 0, found {self}")
+        whole = apply(self.transforms, replace(sample, views=()), draw)
+        steps = [(side - self.size - self.jitter) // (self.grid - 1) for side in whole.size]
+        if min(steps) < 0:
+            raise UsageError(f"patches of {self.size} + {self.jitter} pixels do not fit into a crop of {whole.size}")
+        made: list[tuple[str, Sample]] = []
+        for place in draw.rng.permutation(self.grid**2)[: self.count].tolist():
+            top, left = (step * at + draw.integer(0, self.jitter + 1) for step, at in zip(steps, divmod(place, self.grid)))
+            made.append(("local", windowed(whole, top, left, (self.size, self.size), 0, KEEP)))
+        inputs = {name: value for name, value in sample.inputs.items() if name != "image"}
+        return replace(sample, inputs=inputs, views=(*sample.views, *made))
