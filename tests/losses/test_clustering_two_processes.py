@@ -1,6 +1,7 @@
 """Methods that cluster: two processes with half a batch each give the gradient, and the state, of one with all of it."""
 
 import multiprocessing
+import re
 import socket
 
 import pytest
@@ -45,7 +46,9 @@ def two_steps(method, indices):
             for parameter in objective.parameters_of("all"):
                 parameter.mul_(1.1)
         objective.after_step(at)
-    state = torch.cat([value.double().flatten() for value in objective.state_dict().values()])
+    # OBoW's generators see the same words in all processes, whose number enters the unbiased variance that only eval mode would use
+    kept = {key: value for key, value in objective.state_dict().items() if not re.search(r"generators.+running_var", key)}
+    state = torch.cat([value.double().flatten() for value in kept.values()])
     return all_reduce(gradient, "mean"), state
 
 

@@ -47,7 +47,8 @@ class Spherical(NamedTuple):
 def spherical_kmeans(vectors: Float[Tensor, "N D"], count: int, *, rounds: int = 10, seed: int = 0) -> Spherical:
     """Lloyd's rounds under the cosine from `count` of the vectors (unit length), drawn by `seed` (DeepCluster-v2, 2006.09882).
 
-    A centre is the direction of its vectors' sum; one that loses all of them stays where it is. UsageError for more centres than vectors.
+    A centre is the direction of its vectors' sum; one that loses all of them stays where it is. UsageError for more centres than
+    vectors.
     """
     if not 1 <= count <= len(vectors):
         raise UsageError(f"k-means: {count} centres were asked for, there are {len(vectors)} vectors")

@@ -39,7 +39,8 @@ def small(model: str) -> Recipe:
 def imagenet(model: str) -> Recipe:
     """The authors' training with multi-crop: LARS on batches of 4096, learning rate 0.3 x 4096 / 256 down to a thousandth of it.
 
-    Ten epochs of warm-up; weight decay of 1e-6 on all parameters; prototypes at rest for the first epoch.
+    Ten epochs of warm-up; weight decay of 1e-6 on all parameters; prototypes at rest for the first epoch. Wide networks have the heads and
+    batches of facebookresearch/vissl's configurations, whose head of "r50w5" has no batch norm (this one has).
     """
     linear, epochs = REPORTED[model.partition("/")[2]]
     batch = 2560 if model.endswith(("w4", "w5")) else 4096

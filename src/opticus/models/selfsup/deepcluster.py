@@ -215,7 +215,7 @@ class DeepCluster(nn.Module):
         return bool((self.memory.labels[0, :1] >= 0).any())
 
     def figures(self) -> dict[str, float]:
-        """Of the last batch: nats that the labels surprise by (of the first head; log K before there are any), entropy and information of the
+        """Of the last batch: nats that the labels surprise by (log K before there are any), entropy and information of the first head's
         predictions, spread of the vectors.
         """
         found = entropies(self._last["guess"])

@@ -54,9 +54,9 @@ NETWORK = Encoder  # the student: its features are what the authors evaluate
 class Method:
     """`words` of the vocabulary of each of the last `levels` maps; `sharpness` of the codes; `kappa`, the scale of the predictions.
 
-    `sample`: what of a teacher's map becomes a word: the mean of 3 x 3 neighbours at a random place ("local"), one vector ("single"), or the
-    mean of the map ("global"). `momentum` of the teacher, which goes to 1 on a half cosine. `border`: cells of the map that are cut off.
-    `hidden` units of the generator (None = twice the width of the vectors).
+    `sample`: what of a teacher's map becomes a word: the mean of 3 x 3 neighbours at a random place ("local"), one vector ("single"),
+    or the mean of the map ("global"). `momentum` of the teacher, which goes to 1 on a half cosine. `border`: cells of the map that are
+    cut off. `hidden` units of the generator (None = twice the width of the vectors).
     """
 
     words: int = 8192
@@ -211,7 +211,7 @@ class OBoW(nn.Module):
                 cast(Vocabulary, vocabulary).queue.push(torch.cat([rows[level] for rows in fresh]))
 
     def figures(self) -> dict[str, float]:
-        """Of the last batch: entropy of a picture's bag of the last level, information of bags, spread of the vectors, mean distance to a word."""
+        """Of the last batch: entropy and information of the last level's bags, spread of the vectors, mean distance to a word."""
         found = entropies(self._last["bags"])
         return {
             "entropy": float(found.each),

@@ -1,11 +1,11 @@
 """Unsupervised Learning of Visual Features by Contrasting Cluster Assignments (SwAV).
 
 Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, NeurIPS 2020, arXiv 2006.09882.
-Reference: facebookresearch/swav (CC-BY-NC-4.0: not read; published files and figures as listed by facebookresearch/vissl, MIT), loss and
-codes compared with lightly-ai/lightly (MIT).
+Reference: facebookresearch/swav (CC-BY-NC-4.0: not read; published files and figures as listed by facebookresearch/vissl, MIT),
+loss and codes compared with lightly-ai/lightly (MIT).
 
-*Differs*: codes are computed in float64; the prototypes rest for whole epochs (the authors count iterations: 313, one epoch of batch
-4096). With `Recipe.accumulate` above 1 the codes are balanced within a micro-batch (and the queue), not within the step.
+*Differs*: codes are computed in float64; the prototypes rest for whole epochs (the authors count iterations: 313, one epoch
+of batch 4096). With `Recipe.accumulate` above 1 the codes are balanced within a micro-batch (and the queue), not within the step.
 *Map*: eq. 2 -> `swapped`; eq. 3 to 5 -> `matching.prototypes.sinkhorn`; section 3.1, working with small batches -> `SwAV.queues`;
 section 3.2 -> `transforms.views.multi_crop`; appendix A, projection head -> `layers.projection`.
 """
