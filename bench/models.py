@@ -59,7 +59,7 @@ def classifier(ours: str, timms: str) -> tuple[nn.Module, nn.Module]:
     allow_torchvision()
     import timm
 
-    peer, mine = timm.create_model(timms), zoo.create(ours)
+    peer, mine = timm.create_model(timms, num_classes=1000), zoo.create(ours)
     fill_module(peer)
     load_into(mine, peer.state_dict(), zoo.paper(zoo.split(ours)[0]).FORMATS["timm"])
     return mine, peer
