@@ -117,7 +117,7 @@ def test_the_first_epoch_only_looks_and_the_memory_goes_on(tmp_path):
     loss = objective.forward(views, Progress(0, 0, 4, 2))["deepcluster"]
     loss.backward()
     objective.before_update(Progress(0, 0, 4, 2))
-    assert float(loss) == 0 and all(p.grad is None for p in objective.parameters_of("all"))
+    assert float(loss.detach()) == 0 and all(p.grad is None for p in objective.parameters_of("all"))
     assert objective.figures()["surprise"] == pytest.approx(math.log(3))
     objective.after_step(Progress(0, 0, 4, 2, last_of_epoch=True))
     assert int(objective.memory.filled) == 4 == len(objective.memory.keys), "2 places have grown to 4"
