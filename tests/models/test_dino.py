@@ -189,11 +189,14 @@ def test_val_is_by_neighbours_and_says_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("collapses", [True, False])
 def test_the_alarm_is_given_while_it_happens(tmp_path, capsys, collapses):
-    """Without centring and with a sharp teacher that copies the student, all pictures get one answer; the log says so."""
+    """Without centring and with a sharp teacher that copies the student, all pictures get one answer; the log says so.
+
+    The other run hardly moves from its random weights, whose sharpened and centred answers differ from picture to picture.
+    """
     train = Subset(opticus.open_data("crops", "train"), range(64))
     change = {"balance": "none", "follows": "student"} if collapses else {}
     opticus.train(
-        "dino/tiny", data=train, out=tmp_path / "run", steps=40, batch=16, lr=1e-2, quiet=True,
+        "dino/tiny", data=train, out=tmp_path / "run", steps=40, batch=16, lr=1e-2 if collapses else 1e-4, quiet=True,
         options={**SMALL, "teacher_epochs": 0, "frozen_epochs": 0, **change}, log_every=4, workers=0, test=False,
     )  # fmt: skip
     assert ("the representation collapses: " in capsys.readouterr().err) == collapses

@@ -28,6 +28,7 @@ def small(model: str) -> Recipe:
         precision="bf16",
         evaluate_every=300,
         workers=1,
+        note="minutes on two cores; its figures are in docs/selfsup.md",
     )
 
 

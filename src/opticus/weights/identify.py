@@ -64,7 +64,7 @@ def identify_file(path: str | Path, manifests: Iterable[Manifest] | None = None)
         meta = own_metadata(path, found, OURS)
         return Identity(path, meta.get("model"), OURS, True, views[0], found.kind, size, classes=meta.get("classes"), meta=meta)
     table = _table(known)
-    for view in views:
+    for view in sorted(views, key=lambda view: view.left):  # the whole file before a part of it, which several papers may share
         if same := table.get(digest(weights_only(view.shapes))):
             others = tuple(dict.fromkeys(f"{m.name} ({m.format})" for m in same[1:]))
             return Identity(path, same[0].name, same[0].format, True, view, found.kind, size, others=others)
