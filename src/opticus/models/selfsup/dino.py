@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from opticus.layers.average import follow
 from opticus.layers.drop import DropPath
-from opticus.layers.encoder import Encoder, width_of
+from opticus.layers.encoder import Encoder, by_size, width_of
 from opticus.layers.projection import projection
 from opticus.losses.collapse import entropies, sentence, spread
 from opticus.losses.contrastive import views_of
@@ -228,15 +228,7 @@ class DINO(nn.Module):
         self, encoder: nn.Module, head: nn.Module, views: list[Tensor], predictor: nn.Module | None
     ) -> tuple[list[Tensor], Tensor]:
         """Logits per view and the vectors of the first; views of one size go through the network together."""
-        found: list[Tensor] = []
-        first = 0
-        while first < len(views):
-            last = first
-            while last < len(views) and views[last].shape == views[first].shape:
-                last += 1
-            found.append(encoder(torch.cat(views[first:last])))
-            first = last
-        vectors = torch.cat(found)
+        vectors = by_size(encoder, views)
         logits = head(vectors if predictor is None else predictor(vectors))
         return list(logits.chunk(len(views))), vectors[: len(views[0])]
 
