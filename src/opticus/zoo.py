@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from opticus import models
-from opticus.structures import Backbone, Part, Task, UnknownNameError, UsageError, Weights
+from opticus.structures import Autoencoder, Backbone, Part, Task, UnknownNameError, UsageError, Weights
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,10 @@ def build(name: str, config: Any) -> nn.Module:
 
 def _resolve(name: str, part: Part) -> nn.Module:
     network = create(part.name, **part.changes)
-    if not isinstance(network, Backbone):
-        raise UsageError(f"{name}: {part.name} cannot be its part, it has no features(), strides and widths")
+    if not isinstance(network, Backbone | Autoencoder):
+        raise UsageError(
+            f"{name}: {part.name} cannot be its part, it has neither features(), strides and widths nor encode and decode"
+        )
     return network
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opticus import zoo
 from opticus.parity.fill import fill_module, picture
@@ -101,9 +102,39 @@ def batch_for(network: nn.Module, task: str, count: int) -> Batch:
     pictures, targets = scenes(count, side, task, classes_of(network), rule.channels)
     images = prepare(pictures, rule)
     batch = Batch(images, tuple(targets), tuple(f"scene {i}" for i in range(count)))
+    if task == "translate" and getattr(module_of(network), "TARGETS", "") != "classes":
+        answers = answers_to(network, pictures, side)
+        batch.targets = tuple(answers)
+        batch.views, batch.roles = (images, images._replace(pixels=-images.pixels)), ("a", "b")
     if task == "embed":  # a second view of every picture: mirrored and darker
         batch.views, batch.roles = (images, images._replace(pixels=images.pixels.flip(3) * 0.8)), ("global", "global")
     return batch
+
+
+def module_of(network: nn.Module) -> ModuleType:
+    """The paper's file that a network's class, or its config's, comes from."""
+    stems = (type(part).__module__.rpartition(".")[2] for part in (cast(Any, network).config, network))
+    return zoo.paper(next(stem for stem in stems if stem in PAPERS))
+
+
+def answers_to(network: nn.Module, pictures: list[Picture], side: int) -> list[Picture]:
+    """A target for every picture: its negative, in the channels and `scale` times the size that the network answers in."""
+    scale, rule = int(getattr(network, "scale", 1)), cast(Prepare, getattr(network, "produces", rule_of(network)))
+    negatives = [255 - picture.pixels.permute(2, 0, 1) for picture in pictures]
+    shaped = [one if len(one) == rule.channels else one[:1].expand(rule.channels, -1, -1) for one in negatives]
+    return [Picture(one.repeat_interleave(scale, 1).repeat_interleave(scale, 2).permute(1, 2, 0).contiguous()) for one in shaped]
+
+
+def inputs_of(network: nn.Module, images: Images) -> tuple[Tensor, ...]:
+    """What the network's forward takes, a row per picture: pixels, or what the paper's own `inputs(network, images)` says."""
+    own = getattr(module_of(network), "inputs", None)
+    return (images.pixels,) if own is None else own(network, images)
+
+
+def terms_of(objective: Objective, batch: Batch, step: int = 0, steps: int = 1) -> Tensor:
+    """The sum of all terms of all phases of a step."""
+    totals = [sum(objective.forward(batch, at(step, steps)._replace(phase=p)).values()) for p in objective.phases(step)]
+    return torch.stack([torch.as_tensor(total) for total in totals]).sum()
 
 
 def images_of(batch: Batch) -> Images:

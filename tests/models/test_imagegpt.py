@@ -19,7 +19,7 @@ from opticus.models.classical._densities import Contexts, Gaussian, Histograms
 from opticus.models.generative.imagegpt import ImageGPT, evaluate, palette_of
 from opticus.recipes.choose import default
 from opticus.recipes.imagegpt import palette
-from opticus.structures import CapabilityError, Classes, DataError, Embedder, Sample, Sampler, UsageError, WeightsError
+from opticus.structures import CapabilityError, Classes, DataError, Embedder, Noise, Sample, Sampler, UsageError, WeightsError
 from opticus.transforms.prepare import prepare
 
 SMALL: dict[str, Any] = {"size": 4, "width": 16, "depth": 2, "heads": 2, "colours": 5, "probe": 1}
@@ -102,13 +102,13 @@ def test_grey_levels_are_even() -> None:
 # --- drawing ---------------------------------------------------------------------------------------------------------------
 
 
-def naive(network: ImageGPT, levels: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def naive(network: ImageGPT, levels: Tensor, temperature: float, noise: Noise) -> Tensor:
     """Draw the missing pixels of `levels` (B, n) by running the whole network anew for each."""
     places = network.config.size**2
     while (first := levels.shape[1]) < places:
         padded = torch.nn.functional.pad(levels, (0, places - first))
         logits = network(network.pixels(padded))[:, first] / temperature
-        levels = torch.cat([levels, torch.multinomial(logits.softmax(1), 1, generator=generator)], 1)
+        levels = torch.cat([levels, noise.choice(logits.softmax(1))[:, None]], 1)
     return levels
 
 
@@ -118,8 +118,8 @@ def test_the_cache_changes_nothing(rows: int) -> None:
     given = torch.randint(0, 5, (3, 4 * rows))
     condition = grey(given) if rows else None
     with torch.no_grad():
-        expected = naive(network, given, 0.8, seeded(4))
-        found = network.sample(3, generator=seeded(4), condition=condition, temperature=0.8)
+        expected = naive(network, given, 0.8, Noise(4, 3))
+        found = network.sample(Noise(4, 3), condition=condition, temperature=0.8)
     assert torch.equal(network.levels(found), expected)
     assert torch.equal(network.levels(found)[:, : 4 * rows], given)
     assert not network.training
@@ -128,10 +128,10 @@ def test_the_cache_changes_nothing(rows: int) -> None:
 def test_sampling_runs_each_pixel_through_the_network_once() -> None:
     network, seen = small(), []
     network.h[0].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[1]))
-    network.sample(2, generator=seeded())
+    network.sample(Noise(0, 2))
     assert seen == [1] * 16
     seen.clear()
-    network.complete(torch.zeros(2, 1, 4, 4, dtype=torch.float64), 2, generator=seeded())
+    network.complete(torch.zeros(2, 1, 4, 4, dtype=torch.float64), 2, noise=Noise(0, 2))
     assert seen == [9] + [1] * 7  # the start and two rows at once, then pixel by pixel
 
 
@@ -141,16 +141,16 @@ def test_samples_follow_the_density() -> None:
     levels = torch.cartesian_prod(*(torch.arange(2),) * 4)
     with torch.no_grad():
         expected = network.log_likelihood(grey(levels, 2, 2)).exp()
-        drawn = network.levels(network.sample(count, generator=seeded(1)))
+        drawn = network.levels(network.sample(Noise(1, count)))
     found = torch.bincount((drawn * torch.tensor([8, 4, 2, 1])).sum(1), minlength=16) / count
     assert bool(((found - expected).abs() < 5 * (expected * (1 - expected) / count).sqrt()).all())
 
 
 def test_one_generator_one_picture_and_top_one_is_the_mode() -> None:
     network = small()
-    assert torch.equal(network.sample(2, generator=seeded(3)), network.sample(2, generator=seeded(3)))
-    assert not torch.equal(network.sample(2, generator=seeded(3)), network.sample(2, generator=seeded(4)))
-    best = network.levels(network.sample(2, generator=seeded(3), top=1))
+    assert torch.equal(network.sample(Noise(3, 2)), network.sample(Noise(3, 2)))
+    assert not torch.equal(network.sample(Noise(3, 2)), network.sample(Noise(4, 2)))
+    best = network.levels(network.sample(Noise(3, 2), top=1))
     with torch.no_grad():
         assert torch.equal(network(network.pixels(best)).argmax(2), best)
     assert isinstance(network, Sampler) and isinstance(network, Embedder)
@@ -159,11 +159,11 @@ def test_one_generator_one_picture_and_top_one_is_the_mode() -> None:
 def test_bad_requests_are_refused() -> None:
     network = small()
     with pytest.raises(UsageError, match="exactly 16 pixels are missing, found steps=3"):
-        network.sample(1, generator=seeded(), steps=3)
+        network.sample(Noise(0, 1), steps=3)
     with pytest.raises(UsageError, match="upper rows of 2 pictures"):
-        network.sample(2, generator=seeded(), condition=torch.zeros(1, 1, 2, 4, dtype=torch.float64))
+        network.sample(Noise(0, 2), condition=torch.zeros(1, 1, 2, 4, dtype=torch.float64))
     with pytest.raises(UsageError, match="temperature must be positive"):
-        network.sample(1, generator=seeded(), temperature=0.0)
+        network.sample(Noise(0, 1), temperature=0.0)
     with pytest.raises(UsageError, match=r"shape \(1, 4, 4\), found \(1, 5, 5\)"):
         network(torch.zeros(1, 1, 5, 5, dtype=torch.float64))
     with pytest.raises(UsageError, match="8 colours of 3 numbers"):

@@ -10,16 +10,45 @@ from typing import Any, cast
 
 import pytest
 import torch
-from papers import PAPERS, at, batch_for, classes_of, filled, images_of, new, objective_of, rule_of, scenes, side_of, smallest
+from papers import (
+    PAPERS,
+    at,
+    batch_for,
+    classes_of,
+    filled,
+    images_of,
+    inputs_of,
+    new,
+    objective_of,
+    rule_of,
+    scenes,
+    side_of,
+    smallest,
+    terms_of,
+)
 from torch import Tensor, nn
 
 from opticus import zoo
+from opticus.losses.pictures import targets_of
 from opticus.matching.described import Table
 from opticus.matching.masking import RandomMask
 from opticus.ops.boxes import map_boxes
 from opticus.ops.iou import iou
 from opticus.parity.compare import named_tensors
-from opticus.structures import Backbone, Batch, Classes, Embedder, Images, Instances, Objective, Predictor, Sampler, UsageError
+from opticus.structures import (
+    Autoencoder,
+    Backbone,
+    Batch,
+    Classes,
+    Embedder,
+    Images,
+    Instances,
+    Objective,
+    Predictor,
+    Prepare,
+    Sampler,
+    UsageError,
+)
 from opticus.training.solved import solve_batch
 from opticus.transforms.prepare import prepare
 from opticus.verbs.models import create, load, save
@@ -30,11 +59,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "classify": {"observable": "results", "samples": 8, "lr": 2e-3},
     "detect": {"observable": "results", "samples": 1, "lr": 2e-3},
     "generate": {"observable": "likelihood", "samples": 8, "lr": 2e-3},
+    "translate": {"observable": "restored", "samples": 2, "lr": 2e-3},
+    "reconstruct": {"observable": "restored", "samples": 8, "lr": 2e-3},
 }
 
 
 def forward(network: nn.Module, images: Images) -> Any:
-    return network(images.pixels) if images.valid is None else network(images.pixels, images.valid)
+    given = inputs_of(network, images)
+    return network(*given) if images.valid is None or len(given) > 1 else network(*given, images.valid)
 
 
 def results_of(network: nn.Module, images: Images) -> list[Any]:
@@ -167,6 +199,79 @@ class HiddenPatchesAreRestored:
         return [] if error <= self.before / 4 else [f"error {error:.3f}, {self.before:.3f} before training"]
 
 
+class PicturesAreRestored:
+    """Autoencoders and translators: the squared error of what comes out is 6 dB lower than when first looked at."""
+
+    def __init__(self) -> None:
+        self.before: float | None = None
+
+    def __call__(self, network: nn.Module, batch: Batch) -> list[str]:
+        model, pixels = cast(Any, network), images_of(batch).pixels
+        with torch.no_grad():
+            if isinstance(network, Autoencoder):
+                found, wanted = model.decode(model.encode(pixels)), pixels
+            else:
+                found, wanted = first_tensor(forward(network, images_of(batch))), targets_of(batch, produced(network))
+        error = float((found - wanted).square().mean())
+        if self.before is None:
+            self.before = error
+        return [] if error <= self.before / 4 else [f"error {error:.4f}, {self.before:.4f} before training"]
+
+
+def produced(network: nn.Module) -> Prepare:
+    """The normalisation of what a translator answers: its `produces`, else that of its input."""
+    return cast(Prepare, getattr(network, "produces", rule_of(network)))
+
+
+def first_tensor(out: Any) -> Tensor:
+    """A network's answer: the output, or the first field of several."""
+    return out if isinstance(out, Tensor) else out[0]
+
+
+class LossIsHalved:
+    """What learns to take noise away: at fixed chance, the loss above the paper's `floor` is half of what it was."""
+
+    def __init__(self) -> None:
+        self.before: float | None = None
+
+    def __call__(self, network: nn.Module, batch: Batch) -> list[str]:
+        paper = zoo_of(network)
+        torch.manual_seed(7)
+        with torch.no_grad():
+            left = float(terms_of(objective_of(paper, network), batch)) - zoo.paper(paper).OVERFIT.get("floor", 0.0)
+        if self.before is None:
+            self.before = left
+        return [] if left <= self.before / 2 else [f"{left:.3f} above the floor, {self.before:.3f} before training"]
+
+
+class EachBeatsTheOther:
+    """Two players: the discriminator, trained alone, ranks every real picture above every fake one; then the generator, trained
+    alone, takes back at least half of that distance.
+
+    The objective has `realness(batch)`: the discriminator's scores (B,) of real and of fake pictures. Its phases are called "d..."
+    and "g...". `overfit` is called for one side after the other.
+    """
+
+    SIDES = ("d", "g")
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, network: nn.Module, batch: Batch) -> list[str]:
+        objective = cast(Any, OBJECTIVES.get(id(network)) or objective_of(zoo_of(network), network))
+        torch.manual_seed(7)
+        with torch.no_grad():
+            self.found.append(tuple(scores.flatten() for scores in objective.eval().realness(batch)))
+        if len(self.found) < 3:
+            return ["nobody has been trained alone yet"]
+        (real, fake), (after_real, after_fake) = self.found[1:]
+        wrong = [] if real.min() > fake.max() else [f"the discriminator takes fakes for real: {real.tolist()}, {fake.tolist()}"]
+        gap = float(real.mean() - fake.mean())
+        if float(after_real.mean() - after_fake.mean()) > gap / 2:
+            wrong.append(f"the generator closes too little of {gap:.3f}: {after_real.tolist()}, {after_fake.tolist()}")
+        return wrong
+
+
 def zoo_name(network: nn.Module) -> str:
     """The stem of the paper that a network comes from."""
     return type(network).__module__.rpartition(".")[2]
@@ -179,11 +284,16 @@ OBSERVABLES: dict[str, Callable[[], Callable[[nn.Module, Batch], list[str]]]] = 
     "likelihood": LikelihoodIsHigher,
     "views": ViewsAgree,
     "reconstruction": HiddenPatchesAreRestored,
+    "restored": PicturesAreRestored,
+    "loss": LossIsHalved,
+    "realness": EachBeatsTheOther,
 }
 
 
-def overfit(objective: Objective, batch: Batch, lr: float) -> dict[str, float]:
+def overfit(objective: Objective, batch: Batch, lr: float, side: str = "") -> dict[str, float]:
     """Train for STEPS steps on one batch; the largest gradient that every parameter has seen in the first three.
+
+    `side` trains only the phases whose names begin so.
 
     An objective without any parameter learns by looking: it sees the batch once and has no terms.
     """
@@ -196,12 +306,15 @@ def overfit(objective: Objective, batch: Batch, lr: float) -> dict[str, float]:
         phase: torch.optim.AdamW(list(objective.parameters_of(phase)), lr, betas=(0.9, 0.95), weight_decay=0.0)
         for phase in dict.fromkeys(phase for step in range(STEPS) for phase in objective.phases(step))
     }
-    for step in range(STEPS):
-        for phase in objective.phases(step):
+    count = 0
+    for step in range(STEPS if not side else 10 * STEPS):
+        for phase in [p for p in objective.phases(step) if p.startswith(side)]:
+            if (count := count + 1) > STEPS * len(optimisers):
+                return seen
             now = at(step, STEPS)._replace(phase=phase)
             optimiser = optimisers[phase]
             for group in optimiser.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 5) * (1 - step / STEPS) ** 0.5
+                group["lr"] = lr * min(1.0, (step + 1) / 5) * max(1 - step / STEPS, 0.01) ** 0.5
             optimiser.zero_grad()
             loss = sum(objective.forward(batch, now).values())
             assert isinstance(loss, Tensor) and bool(torch.isfinite(loss)), f"step {step}: the loss is {loss}"
@@ -228,7 +341,12 @@ def test_it_overfits_and_every_tensor_gets_a_gradient(paper: str, tmp_path: Path
     cast(Any, network).paper = paper
     assert observe(network.eval(), batch), "the untrained network already gives the right results"
     objective = OBJECTIVES[id(network)] = objective_of(paper, network)
-    seen = overfit(objective, batch, settings["lr"])
+    seen: dict[str, float] = {}
+    for side in getattr(observe, "SIDES", ("",)):
+        for name, value in overfit(objective, batch, settings["lr"], side).items():
+            seen[name] = max(seen.get(name, 0.0), value)
+        if side == "d":
+            observe(network.eval(), batch)
     untrained = tuple(getattr(module, "UNTRAINED", ()))
     dead = [n for n, v in seen.items() if v == 0 and not any(re.fullmatch(p, n.removeprefix("network.")) for p in untrained)]
     assert dead == [], "no gradient reaches these tensors"
@@ -244,7 +362,8 @@ def test_objective_keeps_training_state_out_of_the_network(paper: str) -> None:
     objective = objective_of(paper, network)
     assert isinstance(objective, Objective) and objective.network is network
     assert set(network.state_dict()) == before
-    trained = {id(p) for phase in objective.phases(0) for p in objective.parameters_of(phase)}
+    phases = {phase for step in range(12) for phase in objective.phases(step)}
+    trained = {id(p) for phase in phases for p in objective.parameters_of(phase)}
     assert {id(p) for p in network.parameters() if p.requires_grad} <= trained
 
 
@@ -254,10 +373,11 @@ def test_sample_weights_scale_the_loss(paper: str) -> None:
     network = new(smallest(paper)).eval()
     batch = batch_for(network, zoo.paper(paper).TASK, 2)
     objective = objective_of(paper, network)
-    if getattr(zoo.paper(paper), "OVERFIT", {}).get("observable") == "views":
+    settings = getattr(zoo.paper(paper), "OVERFIT", {})
+    if settings.get("observable") == "views" or settings.get("weights") == "refused":
         batch.weights = torch.ones(2)
         with pytest.raises(UsageError, match="sample weights have no meaning"):
-            objective.forward(batch, at(0, 1))
+            terms_of(objective, batch)
         return
     if not any(True for _ in network.parameters()):
         assert objective.forward(batch, at(0, 1)) == {}, "without parameters there is no loss"
@@ -267,7 +387,7 @@ def test_sample_weights_scale_the_loss(paper: str) -> None:
         batch.weights = torch.tensor(weights, dtype=torch.float32) if weights else None
         torch.manual_seed(0)  # an objective may look at a random part of its anchors
         with torch.no_grad():
-            return float(sum(objective.forward(batch, at(0, 1)).values()))
+            return float(terms_of(objective, batch))
 
     first, second = total(1, 0), total(0, 1)
     assert total(1, 1) == pytest.approx(first + second, rel=1e-4)
@@ -296,9 +416,9 @@ def test_one_return_type_and_one_seed(paper: str) -> None:
 def test_samples_do_not_influence_each_other_in_eval(paper: str) -> None:
     network = new(smallest(paper)).double().eval()
     images = images_of(batch_for(network, zoo.paper(paper).TASK, 3))
-    pixels = images.pixels.double()
+    given = inputs_of(network, images._replace(pixels=images.pixels.double()))
     with torch.no_grad():
-        whole, single = named_tensors(network(pixels), "out"), named_tensors(network(pixels[1:2]), "out")
+        whole, single = (named_tensors(network(*rows), "out") for rows in (given, [row[1:2] for row in given]))
     owners = whole.get("out.pictures")  # of outputs that are lists of regions of all pictures
     for key, tensor in single.items():
         if key == "out.pictures":
@@ -359,6 +479,9 @@ def test_results_invert_to_input(paper: str) -> None:
     if zoo.paper(paper).TASK == "generate" and not isinstance(network, Predictor):
         assert isinstance(network, Sampler), "a system of generation draws pictures, where others give results"
         return
+    if zoo.paper(paper).TASK == "reconstruct" and not isinstance(network, Predictor):
+        assert isinstance(network, Autoencoder), "a system of reconstruction encodes and decodes, where others give results"
+        return
     images = images_of(batch_for(network, zoo.paper(paper).TASK, 2))
     with torch.no_grad():
         out = forward(network, images)
@@ -411,7 +534,7 @@ def test_save_and_load_is_exact(paper: str, tmp_path: Path) -> None:
     model = create(smallest(paper))
     batch = batch_for(model, zoo.paper(paper).TASK, 2)
     objective = objective_of(paper, model.train())
-    sum(objective.forward(batch, at(0, 1)).values())  # moves running statistics away from their initial values
+    terms_of(objective, batch)  # moves running statistics away from their initial values
     path = save(model, tmp_path / "model.safetensors")
     again = load(path)
     ours, theirs = model.state_dict(), again.state_dict()
@@ -432,8 +555,8 @@ def test_copy_and_move_to_another_type(paper: str) -> None:
     images = images_of(batch_for(network, zoo.paper(paper).TASK, 1))
     double = copy.deepcopy(network).double()
     with torch.no_grad():
-        a = named_tensors(network(images.pixels), "out")
-        b = named_tensors(double(images.pixels.double()), "out")
+        a = named_tensors(network(*inputs_of(network, images)), "out")
+        b = named_tensors(double(*inputs_of(double, images._replace(pixels=images.pixels.double()))), "out")
     for key, tensor in a.items():
         assert b[key].dtype == (torch.float64 if tensor.is_floating_point() else tensor.dtype)
         torch.testing.assert_close(tensor.double(), b[key].double(), rtol=1e-3, atol=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from opticus.parity.compare import difference, named_tensors
-from opticus.parity.fill import fill_state, picture
+from opticus.parity.fill import fill_state, picture, pixels_of
 from opticus.parity.manifests import unfold
 from opticus.structures import Batch, Images, Picture, Prepare, Progress
 from opticus.transforms.prepare import prepare as prepare_pictures
@@ -60,9 +61,11 @@ def state_of(case: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> dic
 def run(case: Mapping[str, Any], network: nn.Module, names: Names, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Every tensor that the port gives for a case, by name: "out...", "features...", "results...", as `expected` asks for."""
     wanted = {name.split(".")[0] for name in case["expected"]}
-    rule = _rule(case, cast(Prepare, network.prepare))
     network = network.to(dtype).eval()
     load_into(network, state_of(case, dtype), names, file=f"parity case {case['name']}")
+    if "call" in case:
+        return _called(case, network, dtype)
+    rule = _rule(case, cast(Prepare, network.prepare))
     pixels, valid = network_input(case["pictures"], rule, dtype)
     sizes = tuple((int(h), int(w)) for h, w, _ in case["pictures"])
     images = Images(pixels, valid, torch.eye(3, dtype=torch.float64).expand(len(sizes), 3, 3), sizes)
@@ -79,15 +82,37 @@ def run(case: Mapping[str, Any], network: nn.Module, names: Names, dtype: torch.
     return found
 
 
+def _called(case: Mapping[str, Any], module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `case["call"]` gives: the function `path` of the module ("" is the module itself) on formula-made tensors.
+
+    A tensor is {"shape": [...], "seed": n} (unit variance) or {"values": nested list}; whole numbers stay integers.
+    """
+    asked = case["call"]
+    function: Any = attrgetter(asked["path"])(module) if asked.get("path") else module
+    given: dict[str, Tensor] = {}
+    for name, made in asked["tensors"].items():
+        if "shape" in made:
+            given[name] = pixels_of(made["shape"], made.get("seed", 0), dtype)
+        else:
+            values = torch.tensor(made["values"])
+            given[name] = values.to(dtype) if values.is_floating_point() else values
+    with torch.no_grad():
+        return named_tensors(
+            function(*(v for k, v in given.items() if k.isdigit()), **{k: v for k, v in given.items() if not k.isdigit()}), "out"
+        )
+
+
 def run_objective(case: Mapping[str, Any], network: nn.Module, module: ModuleType, dtype: torch.dtype) -> dict[str, Tensor]:
     """The terms of a method's loss ("objective.<term>") on views, and the norm of all gradients ("objective.gradient").
 
-    `case["objective"]`: `options` of the paper's objective, `views` [[role, pictures], ...], `at` [step, epoch, steps, epochs]. The
+    `case["objective"]`: `options` of the paper's objective, `views` [[role, pictures], ...], `at` [step, epoch, steps, epochs, phase]. The
     state of a case is that of the whole training, under the names of `TRAINING`; the networks are in training mode.
     """
     asked = case["objective"]
     objective = module.objective(network, **asked.get("options", {})).to(dtype).train()
     load_into(objective, state_of(case, dtype), module.TRAINING, file=f"parity case {case['name']}")
+    if "call" in case:
+        return _called(case, objective.eval(), dtype)
     rule = _rule(case, cast(Prepare, network.prepare))
     views: list[Images] = []
     for _, pictures in asked["views"]:
@@ -96,9 +121,10 @@ def run_objective(case: Mapping[str, Any], network: nn.Module, module: ModuleTyp
         views.append(Images(pixels, None, torch.eye(3, dtype=torch.float64).expand(len(sizes), 3, 3), sizes))
     ids = tuple(str(i) for i in range(len(views[0].sizes)))
     batch = Batch(None, (None,) * len(ids), ids, tuple(views), tuple(role for role, _ in asked["views"]))
-    terms: dict[str, Tensor] = objective(batch, Progress(*asked["at"]))
+    at = Progress(*asked["at"])
+    terms: dict[str, Tensor] = objective(batch, at)
     torch.stack(list(terms.values())).sum().backward()
-    squares = [p.grad.square().sum() for p in objective.parameters_of("all") if p.grad is not None]
+    squares = [p.grad.square().sum() for p in objective.parameters_of(at.phase) if p.grad is not None]
     found = {f"objective.{name}": term.detach().reshape(1) for name, term in terms.items()}
     return found | {"objective.gradient": torch.stack(squares).sum().sqrt().reshape(1)}
 

@@ -10,9 +10,11 @@ from torch import Generator, Tensor, nn
 
 from opticus.structures.batch import Batch, Images, Sample
 from opticus.structures.errors import UnknownNameError
+from opticus.structures.noise import Noise
 from opticus.structures.targets import Result, Target
 
-Task = Literal["classify", "detect", "segment", "panoptic", "pose", "embed", "generate", "caption"]
+# "generate": new pictures are drawn; "translate": a picture is answered by a picture; "reconstruct": a code and back
+Task = Literal["classify", "detect", "segment", "panoptic", "pose", "embed", "generate", "translate", "reconstruct", "caption"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +159,42 @@ class Embedder(Protocol):
 class Sampler(Protocol):
     """A network that draws new data."""
 
-    def sample(self, n: int, *, generator: Generator, condition: Any = None, steps: int | None = None) -> Tensor:
-        """`n` samples; the same generator state gives the same samples."""
+    def sample(self, noise: Noise, *, condition: Any = None, steps: int | None = None) -> Tensor:
+        """One picture per sample of `noise`, (N, C, H, W) in the network's own normalisation; a function of the noise alone.
+
+        `condition` is what the paper's pictures depend on, such as class labels (N,) int64; a network that has classes draws them
+        from the noise where it is None. `steps` is the number of steps of an iterative sampler; UsageError where there is none.
+        """
+        ...
+
+
+@runtime_checkable
+class Latent(Protocol):
+    """A sampler whose pictures are a fixed function of a starting point: what interpolation and path length walk through."""
+
+    def latents(self, noise: Noise) -> Tensor:
+        """The starting points (N, ...)."""
+        ...
+
+    def render(self, latents: Tensor, *, condition: Any = None, steps: int | None = None) -> Tensor:
+        """The pictures (N, C, H, W) of starting points, without further chance."""
+        ...
+
+
+@runtime_checkable
+class Density(Protocol):
+    """A network that says how likely a picture is."""
+
+    def log_likelihood(self, pixels: Tensor) -> Tensor:
+        """log p(x) (B,) in nats of pictures (B, C, H, W), or a lower bound of it, as a probability of 8-bit (or `levels`) pictures."""
         ...
 
 
 @runtime_checkable
 class Autoencoder(Protocol):
-    """A network that maps pictures to latents and back."""
+    """A network that maps pictures to a code and back; without chance: of a distribution the code is its mean."""
 
-    def encode(self, pixels: Tensor) -> Any: ...
+    def encode(self, pixels: Tensor) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...
 
 

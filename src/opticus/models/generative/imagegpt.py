@@ -21,10 +21,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from opticus.losses.supervised import Supervised
-from opticus.structures import Batch, CapabilityError, Dataset, Picture, Prepare, Task, UsageError, Weights, WeightsError
+from opticus.structures import Batch, CapabilityError, Dataset, Noise, Picture, Prepare, Task, UsageError, Weights, WeightsError
 from opticus.transforms.prepare import prepare
 from opticus.weights.names import Names, drop, keep, rename, transpose
 
@@ -236,14 +236,16 @@ class ImageGPT(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, n: int, *, generator: Generator, condition: Tensor | None = None, steps: int | None = None,
-        temperature: float = 1.0, top: int | None = None,
+        self, noise: Noise, *, condition: Tensor | None = None, steps: int | None = None, temperature: float = 1.0,
+        top: int | None = None,
     ) -> Float[Tensor, "n C H W"]:  # fmt: skip
-        """`n` pictures in [-1, 1], drawn pixel by pixel; keys and values of earlier pixels are kept, so each pixel costs one pass.
+        """Pictures in [-1, 1], one per sample of `noise`, drawn pixel by pixel; what earlier pixels were is kept, so that each pixel
+        costs one pass.
 
         `condition` (n, C, h, W) are rows that are given, at the top; `top` draws among the so many likeliest colours only; `steps`
         is the number of pixels that are drawn and cannot differ from what is missing.
         """
+        n = len(noise)
         known = torch.zeros(n, 0, dtype=torch.int64, device=self.wte.weight.device)
         if condition is not None:
             given = tuple(condition.shape)
@@ -262,23 +264,23 @@ class ImageGPT(nn.Module):
             x = self._embedded(tokens[:, seen:], seen)
             for block, cache in zip(self.h, caches):
                 x = block(x, cache)
-            drawn = draw(self.lm_head(self.ln_f(x[:, -1])) / temperature, top, generator)
+            drawn = draw(self.lm_head(self.ln_f(x[:, -1])) / temperature, top, noise)
             tokens, seen, place = torch.cat([tokens, drawn], 1), tokens.shape[1], place + 1
         self.train(training)
         return self.pixels(tokens[:, 1:])
 
     def complete(
-        self, pixels: Float[Tensor, "B C H W"], rows: int, *, generator: Generator, temperature: float = 1.0, top: int | None = None
+        self, pixels: Float[Tensor, "B C H W"], rows: int, *, noise: Noise, temperature: float = 1.0, top: int | None = None
     ) -> Float[Tensor, "B C H W"]:
         """Pictures whose upper `rows` rows are kept (quantised) and whose rest is drawn anew."""
-        return self.sample(len(pixels), generator=generator, condition=pixels[:, :, :rows], temperature=temperature, top=top)
+        return self.sample(noise, condition=pixels[:, :, :rows], temperature=temperature, top=top)
 
 
-def draw(logits: Float[Tensor, "B K"], top: int | None, generator: Generator) -> Int[Tensor, "B 1"]:
+def draw(logits: Float[Tensor, "B K"], top: int | None, noise: Noise) -> Int[Tensor, "B 1"]:
     """One index for every row, drawn from the softmax of its logits, or of its `top` largest ones."""
     if top is not None and top < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top, 1).values[:, -1:], -torch.inf)
-    return torch.multinomial(logits.softmax(1).to(generator.device), 1, generator=generator).to(logits.device)
+    return noise.choice(logits.double().softmax(1))[:, None]
 
 
 def nats(logits: Float[Tensor, "B N K"], levels: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:

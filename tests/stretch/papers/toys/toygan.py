@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from opticus.structures import Batch, Prepare, Progress, Task
+from opticus.structures import Batch, Noise, Prepare, Progress, Task
 
 TASK: Task = "generate"
 PREPARE = Prepare(channels=1, resize="fixed", size=(28, 28), mean=(0.5,), std=(0.5,))
@@ -33,8 +33,8 @@ class Maker(nn.Module):
     def forward(self, latents: Tensor, valid: Tensor | None = None) -> Tensor:
         return self.body(latents).tanh().view(-1, 1, 28, 28)
 
-    def sample(self, n: int, *, generator: Generator, condition: Any = None, steps: int | None = None) -> Tensor:
-        return self(torch.randn(n, self.config.latent, generator=generator))
+    def sample(self, noise: Noise, *, condition: Any = None, steps: int | None = None) -> Tensor:
+        return self(noise.normal(self.config.latent))
 
 
 class Adversarial(nn.Module):
@@ -72,7 +72,7 @@ class Adversarial(nn.Module):
 
 def evaluate(network: Maker, data: Any) -> tuple[dict[str, float], dict[str, Any]]:
     real = torch.stack([data[i].picture.pixels for i in range(64)]).float().mean() / 127.5 - 1
-    fake = network.sample(64, generator=torch.Generator().manual_seed(0)).mean()
+    fake = network.sample(Noise(0, 64)).mean()
     return {"gap": float((real - fake).abs())}, {"metric": "mean grey level", "samples": 64}
 
 
