@@ -17,12 +17,13 @@ from opticus.metrics.lvis import LvisDetection
 from opticus.metrics.mistakes import confusion, describe, worst
 from opticus.metrics.multilabel import TagPrecision
 from opticus.metrics.passport import Number, Passport
+from opticus.metrics.pictures import Restoration
 from opticus.metrics.tide import LIMIT as LOOKED_AT
 from opticus.metrics.tide import tide
 from opticus.metrics.voc import VocDetection
 from opticus.plot.figures import read_curves, reliability
 from opticus.plot.report import Pair, table, write_report
-from opticus.structures import DataError, Dataset, Instances, Result
+from opticus.structures import DataError, Dataset, Instances, Picture, Result
 from opticus.training.recipe import Recipe, to_json
 from opticus.verbs.evaluate import AnyMetric, Evaluation, infer, label_map, relabel
 from opticus.verbs.models import Card
@@ -85,6 +86,7 @@ def report_of(
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
         threshold=SCORE,
         more=[
+            *_drawn(done, card),
             *_calibration(metric),
             *_errors(metric),
             *_found(metric),
@@ -133,7 +135,27 @@ def rewrite(folder: Path) -> Path:
     return report_of(folder, model, done, data, None)
 
 
-SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "top1", "top5", "balanced", "ece", "mAP", "CF1", "OF1")
+SHOWN = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "APr",
+    "APc",
+    "APf",
+    "top1",
+    "top5",
+    "balanced",
+    "ece",
+    "mAP",
+    "CF1",
+    "OF1",
+    "PSNR",
+    "SSIM",
+    "MAE",
+)
 
 
 def _short(values: Mapping[str, float]) -> dict[str, float]:
@@ -161,7 +183,13 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric, known: Mapping
     pairs: list[Pair] = []
     if isinstance(metric, LvisDetection):
         return []  # a detection without a partner may be right: not every object is marked
-    if isinstance(metric, CocoDetection | VocDetection):
+    if isinstance(metric, Restoration):
+        if cast(Any, model).card.task != "translate":
+            return [
+                _pair(data, where[id], known[id], f"{id}: {value:.2f} dB") for id, value in metric.worst(len(metric)) if id in known
+            ][:MISTAKES]
+        rows = [(id, f"{id}: {value:.2f} dB", None) for id, value in metric.worst(MISTAKES)]
+    elif isinstance(metric, CocoDetection | VocDetection):
         rows = [(one.id, describe(one, metric.names), one.box) for one in worst(metric, MISTAKES, score=SCORE)]
     elif isinstance(metric, TagPrecision):
         words = {True: "invented", False: "missed"}
@@ -179,6 +207,22 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric, known: Mapping
             result = known[id] if id in known else relabel(infer(model, [data[where[id]].picture])[0], places)
             pairs.append(_pair(data, where[id], result, caption, box if isinstance(result, Instances) else None))
     return pairs
+
+
+def _drawn(done: Evaluation, card: Card) -> list[tuple[str, str, str]]:
+    """A sheet of what a system drew that draws pictures."""
+    if card.task != "generate" or not done.results:
+        return []
+    import base64
+    import io
+
+    from opticus.plot.sheet import sheet
+
+    shown = [result.pixels.numpy() for result in done.results.values() if isinstance(result, Picture)]
+    file = io.BytesIO()
+    sheet(shown, max(int(len(shown) ** 0.5), 1)).save(file, "PNG")
+    code = base64.b64encode(file.getvalue()).decode()
+    return [("samples", "Samples", f'<img alt="drawn pictures" src="data:image/png;base64,{code}">')]
 
 
 def _calibration(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
@@ -214,7 +258,7 @@ def _found(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
 
 
 def _confusion(metric: AnyMetric | None) -> Any:
-    if metric is None or isinstance(metric, TagPrecision | LvisDetection):
+    if metric is None or isinstance(metric, TagPrecision | LvisDetection | Restoration):
         return None
     return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection | VocDetection) else metric.confusion()
 
