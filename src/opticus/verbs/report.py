@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from PIL import Image as image_module
 from torch import nn
 
 from opticus.metrics.breakdown import breakdown
@@ -24,6 +28,7 @@ from opticus.metrics.voc import VocDetection
 from opticus.plot.figures import read_curves, reliability
 from opticus.plot.report import Pair, table, write_report
 from opticus.structures import DataError, Dataset, Instances, Picture, Result
+from opticus.structures.files import write_atomic
 from opticus.training.recipe import Recipe, to_json
 from opticus.verbs.evaluate import AnyMetric, Evaluation, infer, label_map, relabel
 from opticus.verbs.models import Card
@@ -86,7 +91,7 @@ def report_of(
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
         threshold=SCORE,
         more=[
-            *_drawn(done, card),
+            *_drawn(out, done, card),
             *_calibration(metric),
             *_errors(metric),
             *_found(metric),
@@ -209,20 +214,37 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric, known: Mapping
     return pairs
 
 
-def _drawn(done: Evaluation, card: Card) -> list[tuple[str, str, str]]:
+def _drawn(out: Path, done: Evaluation, card: Card) -> list[tuple[str, str, str]]:
     """A sheet of what a system drew that draws pictures."""
     if card.task != "generate" or not done.results:
         return []
-    import base64
-    import io
-
     from opticus.plot.sheet import sheet
 
     shown = [result.pixels.numpy() for result in done.results.values() if isinstance(result, Picture)]
+    sections = [("samples", "Samples", _image("drawn pictures", sheet(shown, max(int(len(shown) ** 0.5), 1))))]
+    rows = [np.asarray(image_module.open(file)) for file in sorted((out / "samples").glob("*.png"))]
+    if len(rows) > 1 and len({row.shape for row in rows}) == 1:
+        words = f"The same sixteen starting points, from the first evaluation (top) to the last of {len(rows)}."
+        strip = image_module.fromarray(np.concatenate(rows))
+        sections.append(("progress", "Samples through training", f"<p>{words}</p>{_image('samples through training', strip)}"))
+    return sections
+
+
+def keep_progress(out: Path, done: Evaluation) -> Path:
+    """Write what a system draws at an evaluation into samples/NNN.png of its run folder: one row, the same seeds each time."""
+    from opticus.plot.sheet import sheet
+
+    shown = [result.pixels.numpy() for result in done.results.values() if isinstance(result, Picture)]
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    path = out / "samples" / f"{len(list((out / 'samples').glob('*.png'))):03d}.png"
+    image = sheet(shown, len(shown))
+    return write_atomic(path, lambda part: image.save(part, "PNG"))
+
+
+def _image(title: str, image: Any) -> str:
     file = io.BytesIO()
-    sheet(shown, max(int(len(shown) ** 0.5), 1)).save(file, "PNG")
-    code = base64.b64encode(file.getvalue()).decode()
-    return [("samples", "Samples", f'<img alt="drawn pictures" src="data:image/png;base64,{code}">')]
+    image.save(file, "PNG")
+    return f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
 def _calibration(metric: AnyMetric | None) -> list[tuple[str, str, str]]:

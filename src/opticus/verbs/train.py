@@ -34,7 +34,7 @@ from opticus.verbs.evaluate_pictures import has_answers
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
 from opticus.verbs.parts import load_part, save_part
 from opticus.verbs.pretrain import pretrain
-from opticus.verbs.report import report_of
+from opticus.verbs.report import keep_progress, report_of
 from opticus.verbs.teach import SETTINGS as TEACHING
 from opticus.verbs.teach import Teaching
 
@@ -191,7 +191,7 @@ def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, o
     elif validation is not None and headline is not None and not _scorable(card, validation):
         headline = None
     elif validation is not None and headline is not None:
-        evaluate = functools.partial(_validate, card, validation, recipe)
+        evaluate = functools.partial(_validate, card, validation, recipe, out)
     return Job(
         recipe, objective, draw, steps_per_epoch(len(data), recipe.batch), out, meta_of(network), evaluate,
         metric=recipe.metric or (headline[0] if headline else "loss"),
@@ -210,9 +210,12 @@ def _batches(data: Source, recipe: Recipe, network: Model, plan: Plan, start: in
     return batches(data, recipe.transforms, network.prepare, plan, start=start, rank=rank, world=world)
 
 
-def _validate(card: Card, data: Source, recipe: Recipe, network: nn.Module) -> dict[str, float]:
+def _validate(card: Card, data: Source, recipe: Recipe, out: Path, network: nn.Module) -> dict[str, float]:
     bound = network if hasattr(network, "card") else bind(network, card)
-    return score(bound, data, "val", batch=recipe.batch, precision="fp32").values
+    done = score(bound, data, "val", batch=recipe.batch, precision="fp32", keep=16 if card.task == "generate" else 0)
+    if collectives.rank() == 0 and done.results:
+        keep_progress(out, done)
+    return done.values
 
 
 BANK = (2000, 1000)  # pictures of the training and validation splits that neighbours are looked for in during training
