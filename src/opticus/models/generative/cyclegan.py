@@ -272,9 +272,19 @@ class Cycle(nn.Module):
         parts = (self.network, self.own) if phase == "g" else (self.judge_a, self.judge_b)
         return (p for part in parts if part is not None for p in part.parameters())
 
+    def domains(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Pictures of a and of b; UsageError where they have not the channels of the network."""
+        found = view_of(batch, "a"), view_of(batch, "b")
+        if (self.a, self.b) != (found[0].shape[1], found[1].shape[1]):
+            channels = f"{found[0].shape[1]} and {found[1].shape[1]}"
+            raise UsageError(
+                f"cyclegan: domains of {self.a} and {self.b} channels are expected, batch {batch.ids[:1]} has {channels}"
+            )
+        return found
+
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """The generators' terms; or half of each discriminator's on real pictures and on the pools', which see this step's fakes."""
-        a, b = view_of(batch, "a"), view_of(batch, "b")
+        a, b = self.domains(batch)
         if at.phase == "d":
             fake_a, fake_b = self._fakes.pop(batch.ids, None) or self._translated(a, b)
             return self._judged("a", self.judge_a, a, self.pool_a.swap(fake_a), batch) | self._judged(
@@ -318,7 +328,7 @@ class Cycle(nn.Module):
 
     def realness(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean scores (B,) of real and of fake pictures of both domains."""
-        a, b = view_of(batch, "a"), view_of(batch, "b")
+        a, b = self.domains(batch)
         fake_a, fake_b = self._translated(a, b)
         scores = [adversarial.per_picture(judge(x)) for judge, x in
                   ((self.judge_a, a), (self.judge_b, b), (self.judge_a, fake_a), (self.judge_b, fake_b))]  # fmt: skip
