@@ -117,10 +117,20 @@ class CycleGAN(nn.Module):
         super().__init__()
         self.config = config
         a, b = config.channels, config.channels if config.other is None else config.other
-        rules = [rule_of(channels, config.size) for channels in ((a, b) if config.direction == "ab" else (b, a))]
-        self.prepare, self.produces = rules
+        into, out = (a, b) if config.direction == "ab" else (b, a)
+        self._prepare, self.produces = rule_of(into, config.size), rule_of(out, config.size)
         self.generator = Generator(a, b, config.width, config.blocks, config.dropout)
         self.reverse = Generator(b, a, config.width, config.blocks, config.dropout) if config.pair else None
+
+    @property
+    def prepare(self) -> Prepare:
+        """How pictures of the domain that is answered are prepared."""
+        return self._prepare
+
+    @prepare.setter
+    def prepare(self, rule: Prepare) -> None:
+        """A file keeps the rule of the direction that it was saved in; it is the same one in the channels of the other domain."""
+        self._prepare = rule.with_channels(self._prepare.channels)
 
     @property
     def ways(self) -> tuple[Generator, Generator | None]:
