@@ -232,7 +232,7 @@ class Pool(nn.Module):
         return out
 
 
-def _resize(pool: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _resize(pool: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """A saved pool has the shape of the pictures that it saw."""
     saved = state.get(f"{prefix}kept")
     if saved is not None:
@@ -264,7 +264,8 @@ class Cycle(nn.Module):
         self.judge_a, self.judge_b = (
             PatchGAN(channels, nn.InstanceNorm2d, width=width, layers=layers, bias=True) for channels in (self.a, self.b)
         )
-        normal_weights(self.judge_a), normal_weights(self.judge_b)
+        for judge in (self.judge_a, self.judge_b):
+            normal_weights(judge)
         self.pool_a, self.pool_b = Pool(pool), Pool(pool)
         self._fakes: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
 
