@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from opticus import zoo
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.geometry import Crop, Flip, Resize
-from opticus.transforms.pairs import InEach
+from opticus.transforms.pairs import Apart, InEach
 
 
 def default(model: str, data: Dataset) -> Recipe:
@@ -16,7 +17,9 @@ def default(model: str, data: Dataset) -> Recipe:
     sample = data[0]
     view = sample.views[0][1] if sample.views else sample
     changes = {"channels": view.picture.pixels.shape[2], "pair": True}
-    return small(model, changes) if model.endswith("/tiny") else published(model, changes)
+    recipe = small(model, changes) if model.endswith("/tiny") else published(model, changes)
+    # of pairs both sides are used, but not which belongs to which
+    return recipe if sample.views else replace(recipe, transforms=(Apart(), *recipe.transforms))
 
 
 def small(model: str, changes: dict[str, Any]) -> Recipe:
@@ -33,6 +36,7 @@ def small(model: str, changes: dict[str, Any]) -> Recipe:
         optim={side: Optim("adam", lr=1e-3, weight_decay=0.0, betas=(0.5, 0.999)) for side in ("g", "d")},
         schedules=(Schedule("linear", hold=0.5),),
         average=0.99,
+        precision="bf16",
         evaluate_every=0,
         note="two minutes on one core",
     )

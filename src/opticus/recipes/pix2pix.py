@@ -35,7 +35,6 @@ def small(model: str, changes: dict[str, Any]) -> Recipe:
         schedules=(Schedule("linear", hold=0.5),),
         average=0.99,
         evaluate_every=500,
-        workers=0,
         note="a minute on one core",
     )
 
