@@ -20,6 +20,7 @@ from opticus.verbs.explain_attention import attention, rolled_out
 from opticus.verbs.explain_attention_masks import attention_mask, attention_point
 from opticus.verbs.explain_boxes import anchors, focal, gallery, objectness, suppression
 from opticus.verbs.explain_centring import centring
+from opticus.verbs.explain_cycle import cycle
 from opticus.verbs.explain_field import receptive_field
 from opticus.verbs.explain_gradcam import gradcam
 from opticus.verbs.explain_layers import title_of
@@ -72,6 +73,7 @@ KINDS: dict[str, Kind] = {
     "decoder-attention": Kind(decoder_attention, "one", "What each detected object looks at"),
     "encoder-attention": Kind(encoder_attention, "one", "What places of the picture look at"),
     "centring": Kind(centring, "one", "Centring and sharpening"),
+    "cycle": Kind(cycle, "one", "There and back"),
     "gallery": Kind(gallery, "many", "Detections"),
 }
 
