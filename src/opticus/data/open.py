@@ -19,7 +19,7 @@ from opticus.structures import DataError, Sample, UnknownNameError, UsageError, 
 
 OnBad = Literal["raise", "quarantine", "keep"]
 HARDER = ("small", "crowded", "occluded", "cluttered", "varied", "hard")  # kinds of "scenes"
-EMBEDDED = ("digits", "scenes", "crops", "textures", "videos", "views", "copies", *(f"scenes-{kind}" for kind in HARDER))
+EMBEDDED = ("digits", "scenes", "crops", "textures", "patches", "videos", "views", "copies", *(f"scenes-{kind}" for kind in HARDER))
 
 
 class Format(NamedTuple):
@@ -58,7 +58,7 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", "videos", "scenes-hard", "views" or "copies" (retrieval), a
+    """The data set `source`: "digits", "scenes", "crops", "textures", "patches", "videos", "scenes-hard", "views" or "copies" (retrieval), a
     folder, file or archive in a known format, or an iterable of `Sample`;
     "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?), "segment:" before one with
     masks or before Pascal VOC gives maps of classes.
@@ -176,13 +176,14 @@ def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
     from opticus.data.embedded.copies import Copies
     from opticus.data.embedded.crops import Crops
     from opticus.data.embedded.digits import Digits
+    from opticus.data.embedded.patches import Patches
     from opticus.data.embedded.scenes import Scenes
     from opticus.data.embedded.textures import Textures
     from opticus.data.embedded.videos import Videos
     from opticus.data.embedded.views import Views
 
     makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops, "textures": Textures}
-    makers |= {"videos": Videos, "views": Views, "copies": Copies}
+    makers |= {"patches": Patches, "videos": Videos, "views": Views, "copies": Copies}
     makers |= {f"scenes-{kind}": functools.partial(Scenes, challenge=kind) for kind in HARDER}
     if name in ("views", "copies"):
         split = retrieval.part_of(split, name)
