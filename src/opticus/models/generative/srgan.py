@@ -6,7 +6,7 @@ Reference: Lornatang/SRGAN-PyTorch (Apache-2.0), sgrvinod/a-PyTorch-Tutorial-to-
 *Differs*: large pictures are answered in [0, 1], as in Lornatang/SRGAN-PyTorch, whose clamp is left to `results`; the paper's are in
 [-1, 1]. The discriminator pools its last maps to 6x6, which changes nothing at the paper's 96x96 pixels and lets it look at others.
 leftthomas/SRGAN has 5 residual blocks instead of 16. Convolutions that a batch norm follows have no bias, except in the variants of
-those files that have one.
+those files that have one. The last norm of every skipped branch starts at zero: short trainings get far further.
 *Map*: figure 4, above -> `SRResNet`, `Residual`, `SubPixel`; figure 4, below -> `Discriminator`; eq. 3 -> `SRGAN.forward`; eq. 4 ->
 `losses`' content "pixels"; eq. 5 -> `SRGAN.content` with `features`; eq. 6 -> `losses.adversarial`, the rule "logistic"; section
 3.2 (feature maps scaled by 1 / 12.75) -> `FEATURES`.
@@ -122,6 +122,8 @@ class SRResNet(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         self.upsampling = nn.Sequential(*(SubPixel(width) for _ in range(config.scale.bit_length() - 1)))
         self.final = nn.Conv2d(width, config.channels, 9, padding=4)
+        for norm in (*(block.get_submodule("bn2") for block in self.blocks), self.bn):
+            nn.init.zeros_(cast(nn.BatchNorm2d, norm).weight)
 
     def forward(self, pixels: Float[Tensor, "B C H W"], valid: Tensor | None = None) -> Float[Tensor, "B C sH sW"]:
         x = self.prelu(self.first(pixels))
