@@ -27,6 +27,7 @@ from opticus.verbs.explain_masks import masks
 from opticus.verbs.explain_pictures import augmentations, numbers
 from opticus.verbs.explain_queries import decoder_attention, encoder_attention, slots
 from opticus.verbs.explain_request import Answer, Request, at_least, one_of
+from opticus.verbs.explain_restoration import restored
 from opticus.verbs.explain_space import neighbours, tsne
 from opticus.verbs.explain_surface import surface
 from opticus.verbs.explain_weights import filters, templates
@@ -73,6 +74,7 @@ KINDS: dict[str, Kind] = {
     "encoder-attention": Kind(encoder_attention, "one", "What places of the picture look at"),
     "centring": Kind(centring, "one", "Centring and sharpening"),
     "gallery": Kind(gallery, "many", "Detections"),
+    "restoration": Kind(restored, "many", "Restored pictures"),
 }
 
 

@@ -227,7 +227,7 @@ class SRGAN(nn.Module):
             look.to(made.device)
         found, wanted = look(self._as_seen(made)), look(self._as_seen(large))
         pairs = [(found, wanted)] if isinstance(found, Tensor) else list(zip(found, wanted, strict=True))
-        return torch.stack([(cast(Tensor, a) - cast(Tensor, b)).square().flatten(1).mean(1) for a, b in pairs]).sum(0)
+        return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in pairs]).sum(0)
 
     def _as_seen(self, pixels: Tensor) -> Tensor:
         """Pictures of three channels in ImageNet's normalisation."""
