@@ -28,6 +28,7 @@ from opticus.verbs.explain_masks import masks
 from opticus.verbs.explain_pictures import augmentations, numbers
 from opticus.verbs.explain_queries import decoder_attention, encoder_attention, slots
 from opticus.verbs.explain_request import Answer, Request, at_least, one_of
+from opticus.verbs.explain_restoration import restored
 from opticus.verbs.explain_space import neighbours, tsne
 from opticus.verbs.explain_surface import surface
 from opticus.verbs.explain_weights import filters, templates
@@ -75,6 +76,7 @@ KINDS: dict[str, Kind] = {
     "centring": Kind(centring, "one", "Centring and sharpening"),
     "cycle": Kind(cycle, "one", "There and back"),
     "gallery": Kind(gallery, "many", "Detections"),
+    "restoration": Kind(restored, "many", "Restored pictures"),
 }
 
 
