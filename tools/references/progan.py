@@ -1,8 +1,8 @@
 """Progressive GAN of facebookresearch/pytorch_GAN_zoo (BSD-3-Clause), a clone of which is named by $OPTICUS_REFERENCES/pytorch_GAN_zoo."""
 
 import torch
-
 from clones import clone
+
 from opticus.parity.fill import fill_module, pixels_of
 
 PAPER = "progan"

@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-
 from clones import clone
+
 from opticus.parity.fill import fill_module, pixels_of
 
 PAPER = "stylegan"

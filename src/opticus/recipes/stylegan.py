@@ -61,5 +61,5 @@ def ffhq(model: str, changes: dict[str, Any], size: int) -> Recipe:
         evaluate_every=0,
         workers=8,
         note="Karras et al. 2019, appendix C: logistic loss with R1 (gamma 10), Adam with betas 0 and 0.99, 25 million pictures of FFHQ, "
-        "rates from 0.001 to 0.003 and batches that shrink with the resolution; FID 4.40 at 1024 pixels (table 1); not run here",
+        "batches that shrink as the resolution grows; FID 4.40 at 1024 pixels (table 1, also genforce's MODEL_ZOO.md); not run here",
     )

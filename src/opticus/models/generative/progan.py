@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -128,7 +129,7 @@ class Generator(nn.Module):
         widths = config.widths
         self.first = Linear(config.latent, 16 * widths[0])
         self.conv = Conv(widths[0], widths[0], 3)
-        self.levels = nn.ModuleList(stack(a, b, b) for a, b in zip(widths, widths[1:]))
+        self.levels = nn.ModuleList(stack(a, b, b) for a, b in pairwise(widths))
         self.to_rgb = nn.ModuleList(Conv(width, config.channels, 1) for width in widths)
         self.register_buffer("lod_tracked", torch.zeros((), dtype=torch.int64))  # levels that are missing, in 1/GRAIN
 
@@ -193,7 +194,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = config.widths
         self.from_rgb = nn.ModuleList(Conv(config.channels, width, 1) for width in widths)
-        self.levels = nn.ModuleList(stack(b, a, b) for a, b in zip(widths, widths[1:]))
+        self.levels = nn.ModuleList(stack(b, a, b) for a, b in pairwise(widths))
         self.conv = Conv(widths[0] + 1, widths[0], 3)
         self.hidden = Linear(16 * widths[0], widths[0])
         self.decision = Linear(widths[0], 1)
