@@ -28,6 +28,7 @@ from opticus.verbs.explain_pictures import augmentations, numbers
 from opticus.verbs.explain_queries import decoder_attention, encoder_attention, slots
 from opticus.verbs.explain_request import Answer, Request, at_least, one_of
 from opticus.verbs.explain_space import neighbours, tsne
+from opticus.verbs.explain_styles import style_mixing, truncation_strip
 from opticus.verbs.explain_surface import surface
 from opticus.verbs.explain_weights import filters, templates
 from opticus.verbs.models import Model, create, load
@@ -73,6 +74,8 @@ KINDS: dict[str, Kind] = {
     "encoder-attention": Kind(encoder_attention, "one", "What places of the picture look at"),
     "centring": Kind(centring, "one", "Centring and sharpening"),
     "gallery": Kind(gallery, "many", "Detections"),
+    "style-mixing": Kind(style_mixing, "one", "Styles of two pictures mixed"),
+    "truncation": Kind(truncation_strip, "one", "Styles on the way to the mean"),
 }
 
 
