@@ -478,4 +478,21 @@ TRAINING = Names(  # both networks of the reference
     rename(r"discriminator\.layer(\d+)\.(weight|bias)", r"discriminator.layers.\1.\2"),
     drop(r"discriminator\.(?:lod|layer\d+\.blur\.kernel)"),
 )
-WEIGHTS: dict[str, Weights] = {}
+
+
+def _published(share: str, size: int, fid: float) -> Weights:
+    return Weights(
+        url=f"https://mycuhk-my.sharepoint.com/:u:/g/personal/1155082926_link_cuhk_edu_hk/{share}&download=1",
+        format="genforce",
+        license="MIT",
+        source="https://github.com/genforce/genforce MODEL_ZOO.md, LICENSE",
+        prepare=Prepare(resize="fixed", size=(size, size), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        reports={"fid": fid},
+    )
+
+
+# those that genforce trained itself; its conversions of the authors' files are under the authors' licence
+WEIGHTS: dict[str, Weights] = {
+    "256:ffhq": _published("ES-NAUCC2qdHg87BftvlBiQBVpbJ8-005Q4TNr5KrOxQEw?e=00AnWt", 256, 5.70),
+    "512:ffhq": _published("EZYrrwOiEgVOg-PfGv7QTegBzFQ9yq2v7o1WxNq5JJ9KNA?e=SZU8PI", 512, 5.15),
+}
