@@ -133,9 +133,9 @@ def objective(
     """Distance, summed over a picture, + `penalty` x KL + the game (eq. 25). `perceptual`: a distance such as LPIPS, None = none;
     the discriminator of `layers` and `filters` joins in at step `start` with `weight`."""
 
-    def restore(pixels: Tensor) -> Restored:
+    def restore(pixels: Tensor, noise: Tensor | None) -> Restored:
         posterior = network.posterior(pixels)
-        found = network.decode(posterior.sample(torch.randn_like(posterior.mean)))
+        found = network.decode(posterior.sample(torch.randn_like(posterior.mean) if noise is None else noise))
         nats = posterior.kl()
         return Restored(found, nats, {"nats": nats.detach().mean(), "deviation": posterior.mean.detach().std()})
 
@@ -166,4 +166,5 @@ FORMATS: dict[str, Names] = {
     "diffusers-f8": diffusers(4),
     "diffusers-f16": diffusers(5),
 }
+FORMATS["diffusers-f8-old"] = FORMATS["diffusers-f8"]  # attention as query, key, value and proj_attn: the same table
 WEIGHTS: dict[str, Weights] = {}

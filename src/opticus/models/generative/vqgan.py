@@ -379,6 +379,16 @@ class Restored(NamedTuple):
     figures: dict[str, Tensor]
 
 
+class Losses(NamedTuple):
+    """One value a picture for distance, penalty and the opponent's verdict, the adaptive weight of the last, and figures."""
+
+    distance: Tensor
+    penalty: Tensor
+    fooled: Tensor
+    factor: Tensor
+    figures: dict[str, Tensor]
+
+
 class Distance(Protocol):
     """A perceptual distance (B,) of two batches of pictures in [-1, 1], such as `losses.perceptual.LPIPS`."""
 
@@ -393,8 +403,8 @@ class Restoration(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, restore: Callable[[Tensor], Restored], *, penalty: float, per_picture: bool, perceptual: Distance | None,
-        perceptual_weight: float, start: int, weight: float, layers: int, filters: int,
+        self, network: nn.Module, restore: Callable[[Tensor, Tensor | None], Restored], *, penalty: float, per_picture: bool,
+        perceptual: Distance | None, perceptual_weight: float, start: int, weight: float, layers: int, filters: int,
     ) -> None:  # fmt: skip
         super().__init__()
         if min(start, weight, penalty, perceptual_weight) < 0 or min(layers, filters) < 1:
@@ -431,33 +441,40 @@ class Restoration(nn.Module):
         norms = [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (distance, fooled)]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
+    def losses(self, pixels: Tensor, noise: Tensor | None = None) -> Losses:
+        """Everything that the network learns from when the game is on. `noise` takes the place of what `restore` draws."""
+        with torch.enable_grad():  # the adaptive weight is made of gradients
+            made = self.restore(pixels, noise)
+            distance, fooled = self.distance(pixels, made.pixels), self.rule.generator(self.discriminator(made.pixels))
+            factor = self.adaptive(distance.mean(), fooled.mean())
+        return Losses(distance, made.penalty, fooled, factor, {**made.figures, "adaptive": factor})
+
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Phase "g": "restored", "code" and "g/fool"; phase "d": "d/real" and "d/fake"."""
         pixels = pixels_of(batch)
         if at.phase == "d":
             with torch.no_grad():
-                found = self.restore(pixels).pixels
-            return {key: mean(values, batch) for key, values in self.judged(pixels, found).items()}
-        made = self.restore(pixels)
-        self.last = {key: float(value) for key, value in made.figures.items()}
-        values = self.distance(pixels, made.pixels)
-        terms = {"restored": mean(values, batch), "code": self.penalty * mean(made.penalty, batch)}
-        if at.step >= self.start and self.weight > 0:
-            fooled = self.rule.generator(self.discriminator(made.pixels))
-            factor = self.adaptive(values.mean(), fooled.mean())
-            self.last["adaptive"] = float(factor)
-            terms["g/fool"] = self.weight * factor * mean(fooled, batch)
-        return terms
+                found = self.restore(pixels, None).pixels
+            real, fake = self.judged(pixels, found)
+            return {"d/real": mean(real, batch), "d/fake": mean(fake, batch)}
+        if at.step < self.start or self.weight == 0:
+            made = self.restore(pixels, None)
+            distance, penalty, figures, terms = self.distance(pixels, made.pixels), made.penalty, made.figures, {}
+        else:
+            distance, penalty, fooled, factor, figures = self.losses(pixels)
+            terms = {"g/fool": self.weight * factor * mean(fooled, batch)}
+        self.last = {key: float(value) for key, value in figures.items()}
+        return {"restored": mean(distance, batch), "code": self.penalty * mean(penalty, batch), **terms}
 
-    def judged(self, pixels: Tensor, found: Tensor) -> dict[str, Float[Tensor, "B"]]:
-        """Half the hinge losses of real and of restored pictures, one value each."""
+    def judged(self, pixels: Tensor, found: Tensor) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+        """Half the hinge losses of pictures and of restored ones, one value each."""
         real, fake = self.discriminator(pixels), self.discriminator(found)
-        return {"d/real": self.rule.real(real) / 2, "d/fake": self.rule.fake(fake) / 2}
+        return self.rule.real(real) / 2, self.rule.fake(fake) / 2
 
     def realness(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The opponent's mean scores (B,) of pictures and of what the network makes of them."""
         pixels = pixels_of(batch)
-        return tuple(self.discriminator(x).flatten(1).mean(1) for x in (pixels, self.restore(pixels).pixels))
+        return tuple(self.discriminator(x).flatten(1).mean(1) for x in (pixels, self.restore(pixels, None).pixels))
 
     def before_update(self, at: Progress) -> None:
         """Nothing."""
@@ -487,7 +504,7 @@ def objective(
     """Distance + codebook loss + the game. `beta` and `legacy`: `commitment`; `perceptual`: a distance such as LPIPS, None = none;
     the discriminator of `layers` and `filters` joins in at step `start` with `weight`."""
 
-    def restore(pixels: Tensor) -> Restored:
+    def restore(pixels: Tensor, noise: Tensor | None) -> Restored:
         latents = network.encode(pixels)
         codes = network.quantize.nearest(latents)
         quantised = network.quantize.look_up(codes)
