@@ -48,12 +48,12 @@ def theirs(name, form, prefix, shape, pictures=PICTURES, extra=()):
     ]
 
 
-def diffusers(name, form, shape, rename=str):
+def diffusers(name, form, shape, rename=str, pictures=PICTURES):
     shape = {"channels": 3, "blocks": 1, "width": 16, "groups": 8, **shape}
     model, state = ldm.filled(AutoencoderKL(**ldm.diffusers_config(**shape)), rename=rename)
     with torch.no_grad():
-        out = model(ldm.pixels(PICTURES)).sample
-    return ldm.case(name, form, "tiny", config(**shape), state, PICTURES, {"out": out})
+        out = model(ldm.pixels(pictures)).sample
+    return ldm.case(name, form, "tiny", config(**shape), state, pictures, {"out": out})
 
 
 def loss():
@@ -73,8 +73,8 @@ def loss():
     model.loss.logvar.data.zero_()  # the reconstruction's variance is not trained
     each = [terms(pixels[i : i + 1], noise[i : i + 1]) for i in range(2)]
     column = {key: torch.stack([one[f"train/{key}"].detach() for one in each]) for key in ("nll_loss", "kl_loss", "g_loss")}
-    outputs = {"out.distance": column["nll_loss"], "out.penalty": column["kl_loss"], "out.fooled": column["g_loss"]}
-    outputs["out.factor"] = terms(pixels, noise)["train/d_weight"] / 0.5
+    adaptive = terms(pixels, noise)["train/d_weight"] / 0.5
+    outputs = {"out.distance": column["nll_loss"], "out.penalty": column["kl_loss"], "out.fooled": adaptive * column["g_loss"]}
     tensors = {"0": {"shape": [2, 1, 16, 16], "seed": 3}, "1": {"shape": [2, 2, 4, 4], "seed": 4}}
     options = {"penalty": 1e-3, "start": 0, "layers": 2}
     case = ldm.called("loss", "ldm", config(**shape), state, "losses", tensors, outputs)
@@ -83,6 +83,7 @@ def loss():
 
 def tiny():
     small = {"multiples": (1, 2, 2), "attention": (1,), "latent": 3, "blocks": 2}
+    f16 = {"multiples": (1, 1, 1, 2, 2), "attention": (4,), "latent": 4}
     whole = ("model.diffusion_model.out.0.bias", "cond_stage_model.transformer.text_model.final_layer_norm.bias")
     f8 = {"multiples": (1, 2, 2, 2), "attention": (), "latent": 4}
     return [
@@ -91,7 +92,7 @@ def tiny():
         diffusers("diffusers f4", "diffusers-f4", {"multiples": (1, 2, 2), "attention": (), "latent": 3}),
         diffusers("diffusers f8", "diffusers-f8", f8),
         diffusers("diffusers f8, old names", "diffusers-f8", f8, ldm.old_names),
-        diffusers("diffusers f16", "diffusers-f16", {"multiples": (1, 1, 1, 2, 2), "attention": (4,), "latent": 4}),
+        diffusers("diffusers f16", "diffusers-f16", f16, pictures=[[32, 16, 1], [32, 16, 2]]),
         loss(),
     ]  # fmt: skip
 

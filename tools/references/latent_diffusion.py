@@ -12,9 +12,9 @@ import sys
 import types
 
 import torch
+from clones import clone
 from torch import nn
 
-from clones import clone
 from opticus.parity.case import network_input
 from opticus.parity.fill import fill_module
 from opticus.structures import Prepare
@@ -57,8 +57,6 @@ def authors():
 
 
 AUTOENCODER, KL_LOSS, VQ_LOSS = authors()
-
-
 
 
 def ddconfig(channels, width, multiples, blocks, attention, latent, double, attn_type="vanilla", resolution=256):

@@ -52,7 +52,9 @@ def theirs(name, shape):
         ldm.case(name, "taming", "tiny", settings, state, PICTURES, {"out": out}),
         ldm.called(f"{name}, encode", "taming", settings, state, "encode", one, {"out": latents}),
         ldm.called(f"{name}, codes", "taming", settings, state, "codes", one, {"out": found}),
-        ldm.called(f"{name}, from codes", "taming", settings, state, "decode_codes", {"0": {"values": codes.tolist()}}, {"out": drawn}),
+        ldm.called(
+            f"{name}, from codes", "taming", settings, state, "decode_codes", {"0": {"values": codes.tolist()}}, {"out": drawn}
+        ),
     ]
 
 
@@ -61,12 +63,12 @@ def diffusers_model(multiples, attention, latent, codes, channels=3, blocks=1, w
     return VQModel(**shape, num_vq_embeddings=codes, mid_block_add_attention=middle)
 
 
-def diffusers(name, form, shape):
+def diffusers(name, form, shape, pictures=PICTURES):
     shape = {"width": 16, "groups": 8, "codes": 12, **shape}
     model, state = ldm.filled(diffusers_model(**shape))
     with torch.no_grad():
-        out = model(ldm.pixels(PICTURES)).sample
-    return ldm.case(name, form, "tiny", config(**shape), state, PICTURES, {"out": out})
+        out = model(ldm.pixels(pictures)).sample
+    return ldm.case(name, form, "tiny", config(**shape), state, pictures, {"out": out})
 
 
 def losses(name, legacy):
@@ -85,8 +87,8 @@ def losses(name, legacy):
 
     each = [terms(pixels[i : i + 1]) for i in range(2)]
     column = {key: torch.stack([one[f"train/{key}"].detach() for one in each]) for key in ("nll_loss", "quant_loss", "g_loss")}
-    outputs = {"out.distance": column["nll_loss"], "out.penalty": column["quant_loss"], "out.fooled": column["g_loss"]}
-    outputs["out.factor"] = terms(pixels)["train/d_weight"] / 0.8
+    adaptive = terms(pixels)["train/d_weight"] / 0.8
+    outputs = {"out.distance": column["nll_loss"], "out.penalty": column["quant_loss"], "out.fooled": adaptive * column["g_loss"]}
     options = {"start": 0, "layers": 2, "filters": 16, "legacy": legacy}
     tensors = {"0": {"shape": [2, 1, 16, 16], "seed": 3}}
     generator = ldm.called(name, "taming", config(**shape), state, "losses", tensors, outputs)
@@ -107,7 +109,12 @@ def tiny():
         *theirs("no attention", {"multiples": (1, 2, 2), "attention": (), "latent": 3, "codes": 16, "middle": False})[:1],
         diffusers("diffusers f4", "diffusers-f4", {"multiples": (1, 2, 2), "attention": (), "latent": 3}),
         diffusers("diffusers f8", "diffusers-f8", {"multiples": (1, 2, 2, 2), "attention": (3,), "latent": 4}),
-        diffusers("diffusers f16", "diffusers-f16", {"multiples": (1, 1, 1, 2, 2), "attention": (4,), "latent": 4}),
+        diffusers(
+            "diffusers f16",
+            "diffusers-f16",
+            {"multiples": (1, 1, 1, 2, 2), "attention": (4,), "latent": 4},
+            pictures=[[32, 16, 1], [32, 16, 2]],
+        ),
         *losses("loss", True),
         losses("loss, beta on the commitment", False)[0],
     ]

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from opticus.models.generative.vqgan import TRAINING as TRAINING
 from opticus.models.generative.vqgan import (
     Decoder,
     Distance,
@@ -30,7 +31,6 @@ from opticus.models.generative.vqgan import (
     preparation,
     restored,
 )
-from opticus.models.generative.vqgan import TRAINING as TRAINING
 from opticus.structures import Images, Noise, Picture, Prepare, Task, UsageError, Weights
 from opticus.weights.names import Names
 

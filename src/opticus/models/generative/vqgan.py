@@ -11,6 +11,7 @@ moves nothing but its running statistics). No Gumbel quantiser and no table of u
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
@@ -141,7 +142,7 @@ class Level(nn.Module):
         self, widths: tuple[int, ...], attention: bool, groups: int, change: tuple[str, type[Downsample] | type[Upsample]] | None
     ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:]))
+        self.block = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in itertools.pairwise(widths))
         self.attn = nn.ModuleList(Attention(width, groups) for width in widths[1:] if attention)
         if change is not None:
             self.add_module(change[0], change[1](widths[-1]))
@@ -179,7 +180,9 @@ class Encoder(nn.Module):
         last, change = len(levels.multiples) - 1, ("downsample", Downsample)
         self.conv_in = nn.Conv2d(levels.channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
-            Level((widths[i], *(widths[i + 1],) * levels.blocks), i in levels.attention, levels.groups, change if i < last else None)
+            Level(
+                (widths[i], *(widths[i + 1],) * levels.blocks), i in levels.attention, levels.groups, change if i < last else None
+            )
             for i in range(last + 1)
         )
         self.mid = Middle(widths[-1], levels.middle, levels.groups)
@@ -324,7 +327,7 @@ class VQGAN(nn.Module):
     def decode_codes(self, codes: Int[Tensor, "B h w"]) -> Float[Tensor, "B C H W"]:
         """Pixels from codes; UsageError if one is outside the codebook."""
         count = self.config.codes
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < count):
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= count):
             raise UsageError(f"vqgan: codes must be in 0..{count - 1}, found {int(codes.min())}..{int(codes.max())}")
         return self.render(self.quantize.look_up(codes))
 
@@ -358,7 +361,7 @@ class PatchGAN(nn.Module):
         super().__init__()
         widths = [filters * min(2**i, 8) for i in range(layers + 1)]
         main: list[nn.Module] = [nn.Conv2d(channels, filters, 4, 2, 1), nn.LeakyReLU(0.2)]
-        for i, (width_in, width) in enumerate(zip(widths, widths[1:]), 1):
+        for i, (width_in, width) in enumerate(itertools.pairwise(widths), 1):
             stride = 2 if i < layers else 1
             main += [nn.Conv2d(width_in, width, 4, stride, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
         self.layers = layers
@@ -367,7 +370,9 @@ class PatchGAN(nn.Module):
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 h w"]:
         if min(pixels.shape[2:]) < 3 * 2**self.layers:
             size = f"{pixels.shape[2]}x{pixels.shape[3]}"
-            raise UsageError(f"a discriminator of {self.layers} layers needs sides of {3 * 2**self.layers}, found {size}; take fewer")
+            raise UsageError(
+                f"a discriminator of {self.layers} layers needs sides of {3 * 2**self.layers}, found {size}; take fewer"
+            )
         return self.main(pixels)
 
 
@@ -380,12 +385,11 @@ class Restored(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """One value a picture for distance, penalty and the opponent's verdict, the adaptive weight of the last, and figures."""
+    """One value a picture for distance, penalty, and the opponent's verdict times the adaptive weight; and figures."""
 
     distance: Tensor
     penalty: Tensor
     fooled: Tensor
-    factor: Tensor
     figures: dict[str, Tensor]
 
 
@@ -447,7 +451,7 @@ class Restoration(nn.Module):
             made = self.restore(pixels, noise)
             distance, fooled = self.distance(pixels, made.pixels), self.rule.generator(self.discriminator(made.pixels))
             factor = self.adaptive(distance.mean(), fooled.mean())
-        return Losses(distance, made.penalty, fooled, factor, {**made.figures, "adaptive": factor})
+        return Losses(distance, made.penalty, factor * fooled, {**made.figures, "adaptive": factor})
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Phase "g": "restored", "code" and "g/fool"; phase "d": "d/real" and "d/fake"."""
@@ -461,8 +465,8 @@ class Restoration(nn.Module):
             made = self.restore(pixels, None)
             distance, penalty, figures, terms = self.distance(pixels, made.pixels), made.penalty, made.figures, {}
         else:
-            distance, penalty, fooled, factor, figures = self.losses(pixels)
-            terms = {"g/fool": self.weight * factor * mean(fooled, batch)}
+            distance, penalty, fooled, figures = self.losses(pixels)
+            terms = {"g/fool": self.weight * mean(fooled, batch)}
         self.last = {key: float(value) for key, value in figures.items()}
         return {"restored": mean(distance, batch), "code": self.penalty * mean(penalty, batch), **terms}
 
@@ -532,7 +536,7 @@ VARIANTS: dict[str, Config] = {
     "vq-f8-n256": Config(multiples=(1, 2, 2, 4), attention=(3,), latent=4, codes=256),
     "vq-f16": Config(latent=8, codes=16_384),
 }
-OVERFIT = {"observable": "restored", "samples": 4, "lr": 4e-3, "options": {"start": 1, "layers": 1, "filters": 8, "weight": 0.1}}
+OVERFIT = {"observable": "restored", "samples": 4, "lr": 2e-3, "options": {"start": 1, "layers": 1, "filters": 8, "weight": 0.01}}
 PARAMETERS: dict[str, int] = {}
 
 
@@ -573,7 +577,9 @@ def diffusers(levels: int) -> Names:
             ]
             rules += [
                 rename(rf"{here}\.attentions\.(\d+)\.group_norm\.(.+)", rf"{there}.attn.\3.norm.\4"),
-                rename(rf"{here}\.attentions\.(\d+)\.(?:to_out\.0|proj_attn)\.(.+)", rf"{there}.attn.\3.proj_out.\4", flatten_kernel),
+                rename(
+                    rf"{here}\.attentions\.(\d+)\.(?:to_out\.0|proj_attn)\.(.+)", rf"{there}.attn.\3.proj_out.\4", flatten_kernel
+                ),
                 rename(rf"{here}\.resnets\.(\d+)\.conv_shortcut\.(.+)", rf"{there}.block.\3.nin_shortcut.\4"),
                 rename(rf"{here}\.resnets\.(\d+)\.(.+)", rf"{there}.block.\3.\4"),
                 rename(rf"{here}\.{blocks}samplers\.0\.(.+)", rf"{there}.{blocks}sample.\3"),
