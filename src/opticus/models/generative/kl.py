@@ -149,7 +149,7 @@ def objective(
 
 # models/first_stage_models of latent-diffusion; the scale of the latents is known for those that diffusion models were published with
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(16, 1, 32, (1, 2, 2), 1, (), 8, latent=1, scaling=1.0),
+    "tiny": Config(16, 1, 16, (1, 2, 4), 1, (), 8, latent=1, scaling=1.0),
     "f4": Config(multiples=(1, 2, 4), latent=3, scaling=1.0),
     "f8": Config(),
     "f16": Config(multiples=(1, 1, 2, 2, 4), attention=(4,), latent=16, scaling=1.0),

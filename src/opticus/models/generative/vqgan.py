@@ -264,7 +264,8 @@ class Quantiser(nn.Module):
         squares = codebook.square().sum(1)
         # the square of the row itself is the same for all codes
         parts = rows.split(max(PLACES // len(codebook), 1))
-        nearest = torch.cat([torch.addmm(squares, part, codebook.T, alpha=-2).argmin(1) for part in parts])
+        with torch.autocast(rows.device.type, enabled=False):  # half a codebook lies within the rounding of bfloat16
+            nearest = torch.cat([torch.addmm(squares, part, codebook.T, alpha=-2).argmin(1) for part in parts])
         return nearest.unflatten(0, (latents.shape[0], *latents.shape[2:]))
 
     def look_up(self, codes: Int[Tensor, "B h w"]) -> Float[Tensor, "B D h w"]:
@@ -435,7 +436,7 @@ class Restoration(nn.Module):
         net = self.held[0]
         if net is not None:
             if isinstance(net, nn.Module):
-                net.to(pixels.device)
+                net.to(pixels)
             values = values + self.perceptual_weight * net(pixels, found)
         return values * pixels[0].numel() if self.per_picture else values
 
@@ -527,7 +528,7 @@ def objective(
 
 # f16-*: configs of taming-transformers; vq-*: models/first_stage_models of latent-diffusion
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(16, 1, 32, (1, 2, 2), 1, (), True, 8, latent=8, codes=64),
+    "tiny": Config(16, 1, 16, (1, 2, 4), 1, (), True, 8, latent=4, codes=64),
     "f16-1024": Config(),
     "f16-16384": Config(codes=16_384),
     "vq-f4": Config(multiples=(1, 2, 4), attention=(), latent=3, codes=8192),
