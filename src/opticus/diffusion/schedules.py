@@ -20,17 +20,17 @@ from opticus.structures import UnknownNameError, UsageError
 
 def linear(steps: int, start: float, end: float) -> Tensor:
     """(steps,) betas from `start` to `end` in equal steps."""
-    return torch.linspace(start, end, steps, dtype=torch.float64)
+    return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu")
 
 
 def scaled_linear(steps: int, start: float, end: float) -> Tensor:
     """(steps,) betas whose roots are equally spaced: latent diffusion's schedule."""
-    return torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
+    return torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64, device="cpu").square()
 
 
 def cosine(steps: int, start: float = 0.008, end: float = 0.999) -> Tensor:
     """(steps,) betas for which signal squared falls as cos^2((t + s) / (1 + s) pi / 2); `start` is s, `end` the largest beta."""
-    ends = torch.arange(steps + 1, dtype=torch.float64) / steps
+    ends = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
     bars = ((ends + start) / (1 + start) * math.pi / 2).cos().square()
     return (1 - bars[1:] / bars[:-1]).clamp(max=end)
 
@@ -162,9 +162,7 @@ def straight(steps: int, *, shift: float = 1.0, last: float = 0.0, scale: float 
     """
     if steps < 1:
         raise UsageError(f"sampler: the number of steps must be at least 1, found {steps}")
-    share = (
-        torch.linspace(1, last, steps, dtype=torch.float64) if last else torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
-    )
+    share = torch.linspace(1, last, steps if last else steps + 1, dtype=torch.float64, device="cpu")[:steps]
     share = shift * share / (1 + (shift - 1) * share)
     ends = torch.cat([share, share.new_zeros(1)])
     return Grid((share * scale).float(), 1 - ends, ends)
