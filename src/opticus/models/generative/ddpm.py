@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from opticus.diffusion.prediction import noisy, parts, target
-from opticus.diffusion.samplers import Known, draw, guided, sampler
+from opticus.diffusion.samplers import Denoise, Known, draw, guided, sampler
 from opticus.diffusion.schedules import Schedule, schedule
 from opticus.losses.pictures import mean, pictures, pixels_of
 from opticus.structures import Batch, Classes, DataError, Images, Noise, Picture, Prepare, Progress, Task, UsageError, Weights
@@ -261,7 +261,7 @@ class DDPM(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.channels = config, config.channels
         self.prepare = PREPARE.with_channels(config.channels)
         self.prepare = Prepare(config.channels, "fixed", (config.size, config.size), mean=self.prepare.mean, std=self.prepare.std)
         self.path = schedule(config.schedule, self.TIMES)
@@ -294,6 +294,10 @@ class DDPM(nn.Module):
             raise UsageError("ddpm: the network has neither classes nor a given picture, but was told a condition")
         return self.unet(pixels, time)
 
+    def encoded(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """What noise is added to: the pixels themselves."""
+        return pixels
+
     def nothing(self, count: int) -> Int[Tensor, "n"]:
         """The label that says "no class", `count` times."""
         return torch.full((count,), self.config.classes, device=self.unet.conv_in.weight.device)
@@ -312,7 +316,7 @@ class DDPM(nn.Module):
 
     def render(self, latents: Tensor, *, condition: Tensor | None = None, steps: int | None = None) -> Tensor:
         """The pictures that DDIM with eta 0 leads starting points to."""
-        return self._draw(latents, None, condition, steps, "ddim")
+        return walk(self, self._denoiser(condition, latents, 1.0), latents, None, "ddim", steps, clip=1.0)
 
     def sample(
         self, noise: Noise, *, condition: Tensor | None = None, steps: int | None = None, sampler: str = "ddim", guidance: float = 1.0,
@@ -328,33 +332,20 @@ class DDPM(nn.Module):
         start = self.latents(noise)
         if self.config.classes and condition is None:
             condition = noise.integers(self.config.classes)
-        return self._draw(
-            start, noise, condition, steps, sampler,
-            guidance=guidance, eta=eta, variance=variance, known=known, progress=progress,
-        )  # fmt: skip
+        denoise = self._denoiser(condition, start, guidance)
+        return walk(
+            self, denoise, start, noise, sampler, steps, eta=eta, variance=variance, clip=1.0, known=known, progress=progress
+        )
 
-    def _draw(
-        self, start: Tensor, noise: Noise | None, condition: Tensor | None, steps: int | None, name: str, *, guidance: float = 1.0,
-        eta: float = 0.0, variance: str = "small", known: Known | None = None, progress: Any = None,
-    ) -> Tensor:  # fmt: skip
-        count = (self.TIMES if name == "ddpm" else 50) if steps is None else steps
-        rule = sampler(name, self.path, count, eta=eta, variance=variance)
-        denoise = self._denoiser(condition, len(start), guidance, start.device)
-        training = self.training
-        self.eval()
-        try:
-            return draw(denoise, start, rule, noise, predicts=self.config.predicts, clip=1.0, known=known, progress=progress)
-        finally:
-            self.train(training)
-
-    def _denoiser(self, condition: Tensor | None, count: int, guidance: float, device: torch.device) -> Any:
+    def _denoiser(self, condition: Tensor | None, start: Tensor, guidance: float) -> Denoise:
+        count = len(start)
         if condition is not None and len(condition) != count:
             raise UsageError(f"ddpm: {count} pictures are drawn, but the condition has {len(condition)} rows")
         if not self.config.classes:
             if guidance != 1.0:
                 raise UsageError(f"ddpm: guidance needs a network with classes, found guidance={guidance:g}")
             return lambda x, times: self(x, times, condition)
-        labels = self.nothing(count) if condition is None else condition.to(device)
+        labels = self.nothing(count) if condition is None else condition.to(start.device)
         if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) > self.config.classes:
             raise UsageError(f"ddpm: labels must be whole numbers in 0..{self.config.classes - 1}, found {labels.tolist()[:8]}")
         return guided(self, labels, self.nothing(count), guidance)
@@ -394,6 +385,21 @@ def discretised(pixels: Tensor, centre: Tensor, deviation: float) -> Float[Tenso
     return (above - below).clamp(min=1e-12).log().flatten(1).sum(1)
 
 
+def walk(
+    network: Any, denoise: Denoise, start: Tensor, noise: Noise | None, name: str, steps: int | None, *, eta: float = 0.0,
+    variance: str = "small", clip: float | None = None, known: Known | None = None, progress: Any = None,
+) -> Tensor:  # fmt: skip
+    """`diffusion.samplers.draw` along the path of a network in evaluation mode; 50 steps, or all times for "ddpm", where none are named."""
+    count = (network.TIMES if name == "ddpm" else 50) if steps is None else steps
+    rule = sampler(name, network.path, count, eta=eta, variance=variance)
+    training = network.training
+    network.eval()
+    try:
+        return draw(denoise, start, rule, noise, predicts=network.config.predicts, clip=clip, known=known, progress=progress)
+    finally:
+        network.train(training)
+
+
 NETWORK = DDPM
 
 
@@ -415,12 +421,13 @@ class Denoising(nn.Module):
     """L_simple (eq. 14): the mean squared error of the answer at times drawn evenly. A label is left out with probability `unlabelled`.
 
     `hides` makes the given picture of a network with `given` channels: "detail" averages the picture over blocks of `factor` and enlarges
-    it again; "part" hides a random rectangle, and a further channel says which (given = channels + 1).
+    it again; "part" hides a random rectangle, and a further channel says which (given = channels + 1). A network that works on codes of
+    pictures (latent diffusion) makes them by its `encoded`.
     """
 
     def __init__(self, network: DDPM, unlabelled: float = 0.1, hides: Literal["", "detail", "part"] = "", factor: int = 4) -> None:
         super().__init__()
-        wanted = {"": 0, "detail": network.config.channels, "part": network.config.channels + 1}
+        wanted = {"": 0, "detail": network.channels, "part": network.channels + 1}
         if hides not in wanted or wanted[hides] != network.config.given:
             needs = ", ".join(f"hides={name!r} with given={count}" for name, count in wanted.items() if name)
             raise UsageError(
@@ -433,12 +440,12 @@ class Denoising(nn.Module):
         return ("all",)
 
     def parameters_of(self, phase: str) -> Iterable[nn.Parameter]:
-        """The network's."""
-        return self.network.parameters()
+        """The network's that are trained."""
+        return (p for p in self.network.parameters() if p.requires_grad)
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Times and noise from torch's generator (algorithm 1)."""
-        pixels = pixels_of(batch)
+        pixels = self.network.encoded(pixels_of(batch))
         times = torch.randint(self.network.TIMES, (len(pixels),), device=pixels.device)
         return {"noise": mean(self.errors(pixels, times, torch.randn_like(pixels), self._condition(batch, pixels)), batch)}
 
