@@ -140,12 +140,14 @@ class TwoPlayers(nn.Module):
 
     @torch.no_grad()
     def realness(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The discriminator's scores (B,) of a batch's pictures and of as many drawn ones."""
+        """The discriminator's scores (B,) of a batch's pictures and of as many drawn ones, each lot judged by itself as in training."""
         real = pixels_of(batch)
         fake = self.draw(real)
-        return adversarial.per_picture(self.discriminator(real)).flatten(), adversarial.per_picture(
-            self.discriminator(fake)
-        ).flatten()
+        training = self.discriminator.training
+        self.discriminator.train()  # its norms know no running statistics that hold for real and for drawn pictures
+        scores = tuple(adversarial.per_picture(self.discriminator(pictures)).flatten() for pictures in (real, fake))
+        self.discriminator.train(training)
+        return scores[0], scores[1]
 
     def before_update(self, at: Progress) -> None:
         """Looks at the generator's gradient and at what it drew."""

@@ -169,7 +169,7 @@ VARIANTS: dict[str, Config] = {
     "mnist": Config(),
 }
 PARAMETERS: dict[str, int] = {"mnist": 738_433}
-OVERFIT = {"observable": "realness", "samples": 8, "lr": 2e-3}
+OVERFIT = {"observable": "realness", "samples": 8, "lr": 4e-3}
 
 FORMATS: dict[str, Names] = {"pytorch-gan": Names(keep(r"(?:l1|conv_blocks)\..+"))}
 TRAINING = Names(keep(r"(?:network|discriminator|health)\..+"))
