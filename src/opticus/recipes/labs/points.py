@@ -21,7 +21,7 @@ CLAIM = (
     "which no line (PCA with one component) can do."
 )
 SETUP = (
-    "400 points on two turns of a spiral, each moved by a normal deviation of 0.03; layers 2-64-64-1-64-64-2 trained by Adam on all points "
+    "400 points on nearly one turn of a spiral, each moved by a normal deviation of 0.03; layers 2-64-64-1-64-64-2 trained by Adam on all points "
     "at once, plain and denoising (input noise of deviation 0.1). Then 200 new points, moved off the spiral by a deviation of 0.15, go "
     "through. Distances are to the nearest of 4,000 points of the true curve; PCA is fitted to the same training points."
 )
