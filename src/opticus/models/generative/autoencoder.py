@@ -232,7 +232,8 @@ class Reconstruction(nn.Module):
             raise UsageError(
                 f"autoencoder: amount and sparsity must not be negative and a share is below 1, found {amount} and {sparsity}"
             )
-        self.network, self.noise, self.amount = network, noise, amount
+        self.network, self.amount = network, amount
+        self.noise: Noisy = noise
         self.sparsity, self.penalty = sparsity, penalty
         self._codes: Tensor | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def learned(known: Tensor, new: Tensor, cell: Cell) -> Tensor:
     config = {"size": 1, "channels": 2, "code": 1, "widths": (64, 64), "activation": "gelu", "bounded": False}
     network = zoo.create("autoencoder/tiny-2d", **config)
     assert isinstance(network, Autoencoder)
-    method = objective(network.train(), **ARMS[cell["arm"]])
+    method: Any = objective(cast(Any, network).train(), **ARMS[cell["arm"]])
     optimiser = optim.build(method, "all", RULE)
     count = len(known)
     images = Images(known[:, :, None, None], None, torch.eye(3).expand(count, 3, 3), ((1, 1),) * count)
