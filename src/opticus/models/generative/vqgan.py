@@ -538,7 +538,15 @@ VARIANTS: dict[str, Config] = {
     "vq-f16": Config(latent=8, codes=16_384),
 }
 OVERFIT = {"observable": "restored", "samples": 4, "lr": 2e-3, "options": {"start": 1, "layers": 1, "filters": 8, "weight": 0.01}}
-PARAMETERS: dict[str, int] = {}
+PARAMETERS: dict[str, int] = {
+    "f16-1024": 72_141_699,
+    "f16-16384": 76_073_859,
+    "vq-f16": 69_593_371,
+    "vq-f4": 55_322_782,
+    "vq-f4-noattn": 53_219_486,
+    "vq-f8": 67_717_295,
+    "vq-f8-n256": 67_652_783,
+}
 
 
 def _ldm_rules(prefix: str = "") -> tuple[Rule, ...]:
