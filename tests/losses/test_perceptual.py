@@ -25,10 +25,10 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 @functools.cache
 def vgg() -> nn.Module:
-    network = zoo.create("vgg/16", classes=0, hidden=0)
+    network = zoo.create("vgg/16", classes=0, hidden=0).double()
     shapes = {k.replace("trunk", "features"): tuple(v.shape) for k, v in network.state_dict().items()}
     load_into(network, {k: fill(k, shape) for k, shape in shapes.items()}, zoo.paper("vgg").FORMATS["torchvision"])
-    return network.double()
+    return network
 
 
 def published(folder: Path) -> Path:
@@ -51,8 +51,8 @@ def test_lpips_equals_the_authors(tmp_path: Path) -> None:
 
 
 def test_feature_distance_is_the_sum_over_the_maps() -> None:
-    torch.testing.assert_close(FeatureDistance(vgg(), weights=(1,) * 5)(*PICTURES).tolist(), SQUARED, rtol=1e-10, atol=0)
-    one = FeatureDistance(vgg(), weights=(0, 0, 2), absolute=True)(*PICTURES)
+    torch.testing.assert_close(FeatureDistance(vgg(), weights=(1.0,) * 5)(*PICTURES).tolist(), SQUARED, rtol=1e-10, atol=0)
+    one = FeatureDistance(vgg(), weights=(0.0, 0.0, 2.0), absolute=True)(*PICTURES)
     a, b = (FeatureDistance(vgg()).trunk(x)[2] for x in PICTURES)
     torch.testing.assert_close(one, 2 * (a - b).abs().mean((1, 2, 3)))
 
@@ -78,7 +78,7 @@ def test_a_dead_place_has_no_direction_and_no_infinite_gradient() -> None:
     maps.requires_grad_()
     vectors = unit(maps)
     assert vectors[0, :, 0, 0].tolist() == [0, 0, 0]
-    torch.testing.assert_close(vectors[0, :, 0, 1].tolist(), [0.6, 0, 0.8])
+    torch.testing.assert_close(vectors[0, :, 0, 1].tolist(), [0.6, 0.0, 0.8])
     vectors[..., 1].sum().backward()
     assert maps.grad is not None and bool(torch.isfinite(maps.grad).all())
 
@@ -93,7 +93,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1 or 3 channels, found 2"):
         LPIPS(vgg())(*(x[:, :2] for x in PICTURES))
     with pytest.raises(UsageError, match="not all 0"):
-        FeatureDistance(vgg(), weights=(0, 0))
+        FeatureDistance(vgg(), weights=(0.0, 0.0))
     torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"other\.pth: expected LPIPS's linear weights"):
         linear_weights(tmp_path / "other.pth")

@@ -82,7 +82,7 @@ class FeatureDistance(nn.Module):
         if min(self.weights, default=0) < 0 or not any(self.weights):
             raise UsageError(f"weights of feature maps must be at least 0 and not all 0, found {list(self.weights)}")
 
-    def forward(self, one: Float[Tensor, "B C H W"], other: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+    def forward(self, one: Tensor, other: Tensor) -> Float[Tensor, "B"]:
         total = one.new_zeros(len(one))
         for weight, (a, b) in zip(self.weights, self.trunk.pair(one, other)):
             difference = a - b
@@ -116,7 +116,7 @@ class LPIPS(nn.Module):
             )
         self.linear = nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights)
 
-    def forward(self, one: Float[Tensor, "B C H W"], other: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+    def forward(self, one: Tensor, other: Tensor) -> Float[Tensor, "B"]:
         total = one.new_zeros(len(one))
         for weight, (a, b) in zip(self.linear, self.trunk.pair(one, other)):
             squares = (unit(a) - unit(b)).square().flatten(2).mean(2)

@@ -157,7 +157,7 @@ VARIANTS: dict[str, Config] = {
     "sdxl": Config(scaling=0.13025),
 }
 OVERFIT = {"observable": "restored", "samples": 4, "lr": 4e-3, "options": {"start": 1, "layers": 1, "filters": 8, "weight": 0.1}}
-PARAMETERS: dict[str, int] = {}
+PARAMETERS: dict[str, int] = {"f16": 69_610_963, "f32": 103_880_131, "f4": 55_312_063, "f8": 83_653_863, "sdxl": 83_653_863}
 FORMATS: dict[str, Names] = {
     "ldm": ldm(),
     # a whole Stable Diffusion file: U-Net, text encoder and schedule are left out
@@ -167,4 +167,19 @@ FORMATS: dict[str, Names] = {
     "diffusers-f16": diffusers(5),
 }
 FORMATS["diffusers-f8-old"] = FORMATS["diffusers-f8"]  # attention as query, key, value and proj_attn: the same table
-WEIGHTS: dict[str, Weights] = {}
+WEIGHTS: dict[str, Weights] = {
+    "f8:sd-vae-ft-mse": Weights(
+        url="https://huggingface.co/stabilityai/sd-vae-ft-mse/resolve/main/diffusion_pytorch_model.safetensors",
+        format="diffusers-f8-old",
+        license="MIT",
+        source="https://huggingface.co/stabilityai/sd-vae-ft-mse (model card, file history)",
+        prepare=PREPARE,
+    ),
+    "sdxl:sdxl-vae": Weights(
+        url="https://huggingface.co/stabilityai/sdxl-vae/resolve/main/sdxl_vae.safetensors",
+        format="ldm",
+        license="MIT",
+        source="https://huggingface.co/stabilityai/sdxl-vae (model card, list of files)",
+        prepare=PREPARE,
+    ),
+}
