@@ -16,7 +16,7 @@ from opticus.structures import Noise
 
 CLAIM = (
     "Two ways to an exact likelihood, couplings trained by it and a velocity field that never sees it, both learn a density whose "
-    "entropy is known to within a tenth of a nat, where one Gaussian misses it by more than half a nat."
+    "entropy is known to within 0.15 nats, where the best Gaussian misses it by more than half a nat."
 )
 SETUP = (
     "Points of a ring of eight Gaussians and of two moons (each a mixture of Gaussians along a half circle), drawn afresh for every step; "
@@ -134,7 +134,7 @@ def likelihood(network: Any, points: Tensor) -> Tensor:
 
 def judge(rows: Sequence[Row]) -> list[Check]:
     """Each gap is small, and a Gaussian's is not; learned densities integrate to one."""
-    checks = [Check(f"gap of {arm} in nats", *mean(figures_of(rows, arm, "gap")), bound=0.1, above=False) for arm in ARMS]
+    checks = [Check(f"gap of {arm} in nats", *mean(figures_of(rows, arm, "gap")), bound=0.15, above=False) for arm in ARMS]
     for arm in list(ARMS)[:2]:
         checks.append(Check(f"gap of a Gaussian, {ARMS[arm][1]}", *mean(figures_of(rows, arm, "gaussian")), bound=0.5))
     masses = [abs(row["found"]["mass"] - 1) for row in rows]
