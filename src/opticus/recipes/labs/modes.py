@@ -19,7 +19,7 @@ from opticus.training.recipe import Optim
 CLAIM = (
     "A plain GAN draws few of eight known modes and goes from one to another; a discriminator that is far ahead tells the generator nothing "
     "any more under the minimax loss, and much under the non-saturating one; where the discriminator is too strong, a smaller latent (100 "
-    "to 16) and a generator that is favoured after a while help; WGAN-GP draws all modes."
+    "to 16) and a generator that is favoured after a while help; WGAN-GP draws more of the modes."
 )
 SETUP = (
     "Points of eight Gaussians (deviation 0.1) on a circle of radius 1.41, dense networks with three hidden layers of 128, Adam, batches of "
