@@ -1,6 +1,6 @@
 """make bench: every measurement in one go, printed as tables and written to docs/benchmarks.md.
 
-`python bench/run.py [models] [detectors] [selfsup] [translate] [ops] [loader] [augment]` runs only the named parts and leaves
+`python bench/run.py [models] [detectors] [selfsup] [translate] [adversarial] [ops] [loader] [augment]` runs only the named parts and leaves
 docs/benchmarks.md alone.
 """
 
@@ -67,6 +67,7 @@ PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "detectors": ("Detectors", TIMES),
     "selfsup": ("Learning without labels", TIMES),
     "translate": ("Pictures answered by pictures", TIMES),
+    "adversarial": ("Adversarial training", TIMES),
     "ops": ("Operations", TIMES),
     "loader": ("Loader", RATES),
     "augment": ("Augmentation", RATES),
@@ -77,7 +78,7 @@ def measure(part: str) -> list[Row]:
     """The rows of one part (bench/<part>.py); its progress goes to stderr."""
     print(f"bench: {part}", file=sys.stderr, flush=True)
     run: Callable[..., list[Row]] = import_module(part).run
-    if part in ("models", "detectors", "selfsup", "translate"):
+    if PARTS[part][1] is TIMES and part != "ops":
         return run(
             show=lambda row: print(f"  {row['name']}: {row['ours_ms']} ms, ratio {row['ratio']}", file=sys.stderr, flush=True)
         )

@@ -41,6 +41,8 @@ EMBEDDED = (
     "scenes",
     "crops",
     "textures",
+    "patches",
+    "tints",
     "videos",
     "views",
     "copies",
@@ -87,7 +89,7 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", "videos", "scenes-hard", "views" or "copies" (retrieval), a
+    """The data set `source`: "digits", "scenes", "crops", "textures", "patches", "tints", "videos", "scenes-hard", "views", "copies" (retrieval), a
     folder, file or archive in a known format, or an iterable of `Sample`;
     "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?), "segment:" before one with
     masks or before Pascal VOC gives maps of classes. Pairs of pictures: "sketches", "daynight", folders of two domains, "pairs:" before
@@ -213,14 +215,24 @@ def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
     from opticus.data.embedded.crops import Crops
     from opticus.data.embedded.daynight import DayNight
     from opticus.data.embedded.digits import Digits
+    from opticus.data.embedded.patches import Patches
     from opticus.data.embedded.scenes import Scenes
     from opticus.data.embedded.sketches import Sketches
     from opticus.data.embedded.textures import Textures
+    from opticus.data.embedded.tints import Tints
     from opticus.data.embedded.videos import Videos
     from opticus.data.embedded.views import Views
 
     makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops, "textures": Textures}
-    makers |= {"videos": Videos, "views": Views, "copies": Copies, "sketches": Sketches, "daynight": DayNight}
+    makers |= {
+        "videos": Videos,
+        "views": Views,
+        "copies": Copies,
+        "sketches": Sketches,
+        "daynight": DayNight,
+        "patches": Patches,
+        "tints": Tints,
+    }
     makers |= {f"scenes-{kind}": functools.partial(Scenes, challenge=kind) for kind in HARDER}
     if name in ("views", "copies"):
         split = retrieval.part_of(split, name)
