@@ -373,7 +373,7 @@ def objective(network: CycleGAN, **options: Any) -> Cycle:
 # --- variants and weights ------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(size=32, width=16, blocks=3, pair=True),
+    "tiny": Config(size=32, width=12, blocks=2, pair=True),
     "resnet6": Config(size=128, blocks=6),
     "resnet9": Config(),
 }
