@@ -181,3 +181,11 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and "loud" in done.stderr and "Traceback" not in done.stderr
     done = subprocess.run([*command[:3], "reconstruct", str(path), str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode != 0 and done.stderr.count("\n") == 1
+
+
+def test_steps_are_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    model = opticus.create("ddpm/tiny")
+    quiet = opticus.sample(model, 2, steps=3).pixels
+    assert capfd.readouterr().err == ""
+    shown = opticus.sample(model, 2, steps=3, quiet=False).pixels
+    assert torch.equal(quiet, shown) and "steps" in capfd.readouterr().err

@@ -181,8 +181,10 @@ def drawn(
     samples: int | None = None,
     seed: int = 0,
     steps: int | None = None,
+    likelihood: bool = True,
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
-    """FID, KID, precision, recall, density and coverage of drawn pictures against the data's; bits a dimension where there are any.
+    """FID, KID, precision, recall, density and coverage of drawn pictures against the data's; bits a dimension where there are any and
+    `likelihood` asks for them (of diffusion they cost a pass for every time).
 
     A feature network with classes adds what it says about the drawn pictures, and whether class-conditional ones show their class.
     Returns figures, protocol and some drawn pictures by name.
@@ -208,7 +210,7 @@ def drawn(
         values |= class_figures(seen.probs)
         if labels is not None and seen.probs.shape[1] == classes:
             values["class accuracy"] = float((seen.probs.argmax(1) == labels.numpy()).mean())
-    if isinstance(model, Density):
+    if likelihood and isinstance(model, Density):
         values["bits/dim"] = bits(model, real, rule, device)
     protocol = {
         "metric": "samples",

@@ -212,7 +212,8 @@ def _batches(data: Source, recipe: Recipe, network: Model, plan: Plan, start: in
 
 def _validate(card: Card, data: Source, recipe: Recipe, out: Path, network: nn.Module) -> dict[str, float]:
     bound = network if hasattr(network, "card") else bind(network, card)
-    done = score(bound, data, "val", batch=recipe.batch, precision="fp32", keep=16 if card.task == "generate" else 0)
+    drawn: dict[str, Any] = {"keep": 16, "drawing": {"likelihood": False}} if card.task == "generate" else {}
+    done = score(bound, data, "val", batch=recipe.batch, precision="fp32", **drawn)
     if collectives.rank() == 0 and done.results:
         keep_progress(out, done)
     return done.values

@@ -354,15 +354,16 @@ class DDPM(nn.Module):
 
     @torch.no_grad()
     def log_likelihood(self, pixels: Float[Tensor, "B C H W"], condition: Tensor | None = None) -> Float[Tensor, "B"]:
-        """The variational bound of log p(x) in nats (eq. 5), all times summed, with the posterior's variance; its noise is that of seed 0.
+        """The variational bound of log p(x) in nats (eq. 5), all times summed, with the posterior's variance; its noise is that of seed 0,
+        the same for every picture.
 
         8-bit pictures: the last step's Gaussian is integrated over each level's bin (eq. 13).
         """
-        chance, total = Noise(0, len(pixels), device=pixels.device), pixels.new_zeros(len(pixels), dtype=torch.float64)
+        chance, total = Noise(0, 1, device=pixels.device), pixels.new_zeros(len(pixels), dtype=torch.float64)
         signal, amount = self.path.signal, self.path.noise
         for t in range(self.TIMES - 1, -1, -1):
             a, b = float(signal[t]), float(amount[t])
-            x = noisy(pixels, chance.normal(*pixels.shape[1:], dtype=pixels.dtype), a, b)
+            x = noisy(pixels, chance.normal(*pixels.shape[1:], dtype=pixels.dtype).expand_as(pixels), a, b)
             answer = self(x, torch.full((len(pixels),), t, device=pixels.device), condition)
             found = parts(self.config.predicts, answer, x, a, b).picture.clamp(-1, 1)
             if t == 0:
