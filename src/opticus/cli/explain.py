@@ -16,7 +16,8 @@ class Explain:
 
     Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, attention-mask, attention-point, rollout,
     receptive-field, augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention,
-    gallery; of methods without labels: centring, masks; of systems that answer pictures by pictures: restoration.
+    gallery; of methods without labels: centring, masks; of systems that answer pictures by pictures: restoration, cycle; of generators:
+    style-mixing, truncation.
     """
 
     kind: str = field(metadata=_WORD)
@@ -57,6 +58,8 @@ class Explain:
     visible: Literal["predicted", "pasted"] | None = None  # masks: how visible patches are shown
     hide: Literal["random", "boxes", "keypoints"] | None = None  # masks: which patches go first
     border: int | None = None  # restoration: pixels at each side that are not compared
+    rows: int | None = None  # style-mixing: pictures B for each group of layers
+    truncation: float | None = None  # style-mixing: how far styles are from the mean
     json: bool = False
 
     def run(self) -> int:

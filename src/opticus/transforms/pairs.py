@@ -81,3 +81,14 @@ class InEach:
         return replace(
             sample, inputs={**sample.inputs, "image": first.picture}, matrix=first.matrix, original=first.original, views=views
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A pair becomes two views, "a" the picture and "b" its target, for methods that do not use which belongs to which."""
+
+    def __call__(self, sample: Sample, draw: Draw) -> Sample:
+        if not isinstance(sample.target, Picture):
+            raise UsageError(f"{sample.id}: a pair needs a target picture, found {type(sample.target).__name__}")
+        one = replace(sample, target=None)
+        return replace(one, views=(("a", one), ("b", Sample.of(sample.target.pixels, None, sample.id))))
