@@ -91,7 +91,7 @@ def test_the_maps_of_a_vgg() -> None:
     look = vgg54(vgg)
     assert look(torch.rand(1, 3, 32, 32)).shape == (1, 512, 2, 2) and not any(p.requires_grad for p in vgg.parameters())
     network = SRResNet(Config(scale=2, **SMALL))
-    assert float(SRGAN(network, features=look)(batch_of(side=16), at("all"))["content"]) > 0
+    assert float(SRGAN(network, features=look)(batch_of(side=16), at("all"))["content"].detach()) > 0
     with pytest.raises(CapabilityError, match="five feature maps is needed, such as vgg/19, found Linear"):
         vgg54(nn.Linear(2, 2))
 

@@ -27,7 +27,7 @@ def small(model: str) -> Recipe:
         "x2:patches",
         transforms=(CropPair((16, 16)), FlipPair(vertical=0.5, turn=0.5)),
         batch=16,
-        steps=2000,
+        steps=3000,
         optim={"all": Optim("adam", lr=3e-3, weight_decay=0.0, clip=1.0)},
         schedules=(Schedule("cosine", warmup=0.05, end=0.01),),
         average=0.99,
