@@ -61,7 +61,7 @@ def rule_of(network: nn.Module) -> Prepare:
 
 def classes_of(network: nn.Module) -> int:
     """Classes that the network tells apart; ten kinds of pictures for a network without classes."""
-    return int(getattr(cast(Any, network).config, "classes", 10))
+    return int(getattr(cast(Any, network).config, "classes", 10)) or 10
 
 
 def side_of(network: nn.Module) -> int:

@@ -1,0 +1,1 @@
+"""Noise schedules, what a denoiser predicts, and samplers; none of it knows a network."""
