@@ -425,7 +425,7 @@ class Denoising(nn.Module):
     pictures (latent diffusion) makes them by its `encoded`.
     """
 
-    def __init__(self, network: DDPM, unlabelled: float = 0.1, hides: Literal["", "detail", "part"] = "", factor: int = 4) -> None:
+    def __init__(self, network: Any, unlabelled: float = 0.1, hides: Literal["", "detail", "part"] = "", factor: int = 4) -> None:
         super().__init__()
         wanted = {"": 0, "detail": network.channels, "part": network.channels + 1}
         if hides not in wanted or wanted[hides] != network.config.given:
