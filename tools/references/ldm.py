@@ -180,7 +180,7 @@ def parameters():
 
 
 def full():
-    config = {"latent": [4, 16, 16]}
-    yield theirs("sd1", "sd1", {**config, "context": 768}, {"num_res_blocks": 2, **PUBLISHED["sd1"]}, [501], dtype=torch.float32)
+    config, settings = {"latent": [3, 16, 16]}, {"num_res_blocks": 2, **PUBLISHED["cin256"]}
+    yield theirs("cin256", "cin256", {**config, "context": 512}, settings, [501], [207], classes=1000, dtype=torch.float32)
     stable = {"channels": 4, "width": 320, "multiples": (1, 2, 4, 4), "factors": (1, 2, 4), "heads": 8, "context": 768}
-    yield theirs_in_diffusers("sd1", "sd1", {**config, "context": 768}, stable, [501], torch.float32)
+    yield theirs_in_diffusers("sd1", "sd1", {"latent": [4, 16, 16], "context": 768}, stable, [501], torch.float32)

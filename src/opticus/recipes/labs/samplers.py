@@ -14,7 +14,7 @@ from torch import Tensor
 from opticus.diffusion import samplers
 from opticus.diffusion.samplers import SAMPLERS, sampler
 from opticus.diffusion.schedules import Schedule, schedule, visit
-from opticus.recipes.lab import COLOURS, Cell, Check, Row, difference, dress, figures_of, mean
+from opticus.recipes.lab import COLOURS, Cell, Check, Row, difference, dress, figures_of, mean, scaled
 from opticus.structures import Noise
 
 CLAIM = (
@@ -76,7 +76,7 @@ def perfect(seed: int, count: int) -> Tensor:
 
 def cells(seeds: int, scale: float) -> list[Cell]:
     """Every sampler with every number of steps, and perfect samples, once per seed; `scale` multiplies the number of samples."""
-    count = max(200, round(COUNT * scale))
+    count = scaled(COUNT, scale)
     arms = [(f"{name} {steps}", name, steps) for name in SAMPLERS for steps in STEPS]
     rows = [{"arm": arm, "sampler": name, "steps": steps} for arm, name, steps in [*arms, ("perfect", "", 0)]]
     return [{**row, "seed": seed, "count": count} for seed in range(seeds) for row in rows]
