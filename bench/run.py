@@ -1,6 +1,6 @@
 """make bench: every measurement in one go, printed as tables and written to docs/benchmarks.md.
 
-`python bench/run.py [models] [detectors] [selfsup] [ops] [loader] [augment]` runs only the named parts and leaves
+`python bench/run.py [models] [detectors] [selfsup] [translate] [adversarial] [ops] [loader] [augment]` runs only the named parts and leaves
 docs/benchmarks.md alone.
 """
 
@@ -66,6 +66,8 @@ PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "models": ("Networks", TIMES),
     "detectors": ("Detectors", TIMES),
     "selfsup": ("Learning without labels", TIMES),
+    "translate": ("Pictures answered by pictures", TIMES),
+    "adversarial": ("Adversarial training", TIMES),
     "ops": ("Operations", TIMES),
     "loader": ("Loader", RATES),
     "augment": ("Augmentation", RATES),
@@ -76,7 +78,7 @@ def measure(part: str) -> list[Row]:
     """The rows of one part (bench/<part>.py); its progress goes to stderr."""
     print(f"bench: {part}", file=sys.stderr, flush=True)
     run: Callable[..., list[Row]] = import_module(part).run
-    if part in ("models", "detectors", "selfsup"):
+    if PARTS[part][1] is TIMES and part != "ops":
         return run(
             show=lambda row: print(f"  {row['name']}: {row['ours_ms']} ms, ratio {row['ratio']}", file=sys.stderr, flush=True)
         )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from opticus.verbs.probe import probe
     from opticus.verbs.propagate import propagate
     from opticus.verbs.prove import prove
+    from opticus.verbs.reconstruct import reconstruct
+    from opticus.verbs.sample import sample
     from opticus.verbs.tokens import token_cosine
     from opticus.zoo import list_models
 
@@ -55,6 +57,8 @@ _WHERE = {
     "probe": "opticus.verbs.probe",
     "propagate": "opticus.verbs.propagate",
     "prove": "opticus.verbs.prove",
+    "reconstruct": "opticus.verbs.reconstruct",
+    "sample": "opticus.verbs.sample",
     "save": "opticus.verbs.models",
     "token_cosine": "opticus.verbs.tokens",
     "train": "opticus.recipes.choose",
@@ -84,6 +88,8 @@ __all__ = [
     "probe",
     "propagate",
     "prove",
+    "reconstruct",
+    "sample",
     "save",
     "token_cosine",
     "train",

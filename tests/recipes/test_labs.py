@@ -30,7 +30,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(name, split, min(count, 24), **options)
 
     for name in NAMES:
-        monkeypatch.setattr(lab.lab(name), "pictures", fewer, raising=False)  # some labs need none
+        monkeypatch.setattr(lab.lab(name), "pictures", fewer, raising=False)  # a lab may do without pictures
 
 
 def test_every_lab_is_found_and_says_what_it_claims() -> None:

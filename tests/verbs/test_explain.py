@@ -63,7 +63,10 @@ ASKED: dict[str, dict[str, Any]] = {
     "decoder-attention": {"model": "detr/tiny", "data": "scenes", "index": 2},
     "encoder-attention": {"model": "detr/tiny", "data": "scenes"},
     "centring": {"model": "lenet/5", "data": "digits", "limit": 16},
+    "cycle": {"model": "cyclegan/tiny", "data": "daynight", "limit": 2, "index": 3},
     "gallery": {"model": ["centernet/tiny", "retinanet/tiny"], "data": "scenes", "limit": 2},
+    "style-mixing": {"model": "stylegan/tiny", "limit": 3, "rows": 1, "truncation": 1.0},
+    "truncation": {"model": "stylegan/tiny", "limit": 2},
 }
 
 
@@ -193,6 +196,9 @@ NOT_ABLE: list[tuple[str, str, dict[str, Any], str]] = [
     ("decoder-attention", "vit/tiny", {"data": "digits"}, "vit/tiny has no queries: expected attention with a packed"),
     ("encoder-attention", "detr/tiny", {"data": "scenes", "layer": "backbone"}, "layer 'backbone' is no attention among"),
     ("gallery", "lenet/5", {"data": "digits"}, "lenet/5 finds no boxes: explain gallery needs detectors"),
+    ("cycle", "pix2pix/tiny", {"data": "sketches"}, r"pix2pix/tiny has no cycle\(\): explain cycle needs it to lead back"),
+    ("style-mixing", "progan/tiny", {}, r"progan/tiny.* has no styles\(\): explain style-mixing needs a generator"),
+    ("truncation", "lenet/5", {}, r"lenet/5.* has no styles\(\)"),
 ]
 
 

@@ -15,6 +15,7 @@ from opticus.cli.lab import Lab
 from opticus.cli.match import Cascade, Match
 from opticus.cli.probe import Features, Probe, TransferCurve
 from opticus.cli.proposals import Proposals
+from opticus.cli.sample import Reconstruct, Sample
 from opticus.structures.errors import DataError, UsageError
 
 Device = str
@@ -75,9 +76,15 @@ class Val:
     device: Device | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     limit: int | None = None
-    metric: Literal["coco", "lvis", "voc07", "voc10"] | None = (
-        None  # the protocol of a detector, COCO's (LVIS's on its data) if not given
+    metric: Literal["coco", "lvis", "voc07", "voc10", "rgb", "y"] | None = (
+        None  # the protocol of a detector, COCO's (LVIS's on its data) if not given; the channels of a restored picture
     )
+    features: str | None = (
+        None  # what drawn pictures are compared in: a classifier or encoder (run folder, name); pixels if not given
+    )
+    samples: int | None = None  # how many pictures are drawn
+    seed: int = 0  # of the drawn pictures
+    steps: int | None = None  # of an iterative sampler
     table: str | None = None  # a class of a detector: its detections step by step
     errors: bool = False  # what each kind of a detector's errors costs
     breakdown: bool = False  # how much a detector finds, by size and crowding
@@ -110,6 +117,7 @@ class Val:
         done = opticus.evaluate(
             model, data, split=self.split, batch=self.batch, device=self.device, precision=self.precision,
             limit=self.limit, metric=self.metric, quiet=self.quiet, on_bad=self.on_bad,
+            features=self.features, samples=self.samples, seed=self.seed, steps=self.steps,
         )  # fmt: skip
         if self.out is not None:
             keep_passport(Path(self.out), done)
@@ -122,7 +130,7 @@ class Val:
         for key in ("model", "weights", "limit", "device"):
             if getattr(self, key) is not None:
                 raise UsageError(f"opticus val: {key} and results= exclude each other: results are scored as they are")
-        done = opticus.evaluate_results(results, data, split=self.split, metric=self.metric)
+        done = opticus.evaluate_results(results, data, split=self.split, metric=cast(Any, self.metric))
         if self.out is not None:
             report_of_results(Path(self.out), done, Path(results).name)
         return done
@@ -449,6 +457,8 @@ COMMANDS: dict[str, Any] = {
     "transfer-curve": TransferCurve,
     "anchors": Anchors,
     "proposals": Proposals,
+    "sample": Sample,
+    "reconstruct": Reconstruct,
     "match": Match,
     "cascade": Cascade,
     "doctor": Doctor,

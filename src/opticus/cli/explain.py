@@ -16,13 +16,14 @@ class Explain:
 
     Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, attention-mask, attention-point, rollout,
     receptive-field, augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention,
-    gallery; of methods without labels: centring, masks.
+    gallery; of methods without labels: centring, masks; of systems that answer pictures by pictures: restoration, cycle; of generators:
+    style-mixing, truncation.
     """
 
     kind: str = field(metadata=_WORD)
     model: str | None = field(default=None, metadata=_WORD)  # numbers: the picture
     source: str | None = field(default=None, metadata=_WORD)  # a picture
-    beside: tuple[str, ...] | None = None  # surface, gallery, attention-mask: further models
+    beside: tuple[str, ...] | None = None  # surface, gallery, attention-mask, restoration: further models
     data: str | None = None
     split: str = "test"
     weights: str | None = None  # a weights file for MODEL
@@ -56,6 +57,9 @@ class Explain:
     ratio: float | None = None  # masks: share of the patches that are hidden
     visible: Literal["predicted", "pasted"] | None = None  # masks: how visible patches are shown
     hide: Literal["random", "boxes", "keypoints"] | None = None  # masks: which patches go first
+    border: int | None = None  # restoration: pixels at each side that are not compared
+    rows: int | None = None  # style-mixing: pictures B for each group of layers
+    truncation: float | None = None  # style-mixing: how far styles are from the mean
     json: bool = False
 
     def run(self) -> int:

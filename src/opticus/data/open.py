@@ -10,7 +10,24 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from opticus.data import archive, cifar, coco, davis, folder, mnist, openimages, retrieval, segments, shards, tags, tar, voc, yolo
+from opticus.data import (
+    archive,
+    cifar,
+    coco,
+    davis,
+    domains,
+    folder,
+    mnist,
+    openimages,
+    pairs,
+    retrieval,
+    segments,
+    shards,
+    tags,
+    tar,
+    voc,
+    yolo,
+)
 from opticus.data.findings import check_cheap, refuse
 from opticus.data.records import Source
 from opticus.data.splits import canonical
@@ -19,7 +36,20 @@ from opticus.structures import DataError, Sample, UnknownNameError, UsageError, 
 
 OnBad = Literal["raise", "quarantine", "keep"]
 HARDER = ("small", "crowded", "occluded", "cluttered", "varied", "hard")  # kinds of "scenes"
-EMBEDDED = ("digits", "scenes", "crops", "textures", "videos", "views", "copies", *(f"scenes-{kind}" for kind in HARDER))
+EMBEDDED = (
+    "digits",
+    "scenes",
+    "crops",
+    "textures",
+    "patches",
+    "tints",
+    "videos",
+    "views",
+    "copies",
+    "sketches",
+    "daynight",
+    *(f"scenes-{kind}" for kind in HARDER),
+)
 
 
 class Format(NamedTuple):
@@ -41,6 +71,7 @@ FORMATS = (
         "copydays", "original/ beside strong/, crops/ or jpegqual/ (Copydays)", retrieval.matches_copydays, retrieval.read_copydays
     ),
     Format("openimages", "*-annotations-bbox.csv (Open Images)", openimages.matches, openimages.read),
+    Format("domains", "trainA/ and trainB/, or A/ and B/ with equal names (two domains)", domains.matches, domains.read),
     Format("yolo", "data.yaml, or images/ beside labels/ (YOLO)", yolo.matches, yolo.read),
     Format("cifar", "data_batch_* or train.bin (CIFAR)", cifar.matches, cifar.read),
     Format("mnist", "*-images-idx3-ubyte[.gz] with labels (MNIST)", mnist.matches, mnist.read),
@@ -58,10 +89,12 @@ def open_data(
     quarantine: str | Path | None = None,
     **options: Any,
 ) -> Source:
-    """The data set `source`: "digits", "scenes", "crops", "textures", "videos", "scenes-hard", "views" or "copies" (retrieval), a
+    """The data set `source`: "digits", "scenes", "crops", "textures", "patches", "tints", "videos", "scenes-hard", "views", "copies" (retrieval), a
     folder, file or archive in a known format, or an iterable of `Sample`;
     "tags:" before a detection set makes it multi-label ("tags:scenes": which digits does a picture show?), "segment:" before one with
-    masks or before Pascal VOC gives maps of classes.
+    masks or before Pascal VOC gives maps of classes. Pairs of pictures: "sketches", "daynight", folders of two domains, "pairs:" before
+    a folder of pictures that hold both halves ("pairs-back:" the other way round); "x4:", "grey:" or "noisy:" before any pictures makes
+    pairs of what is left of each and the picture itself.
 
     `split` is "train", "val" or "test" (with the usual aliases), "database" or "query" of retrieval data. Annotations are checked
     (boxes finite, non-empty and inside, categories known, ids unique): `on_bad="raise"` stops with a DataError that names the first
@@ -77,6 +110,11 @@ def open_data(
         return tags.Tags(base)
     if isinstance(source, str) and source.startswith(segments.PREFIX):
         return _segments(source.removeprefix(segments.PREFIX), split, on_bad, quarantine, options)
+    if isinstance(source, str) and source.startswith(domains.PREFIXES):
+        return domains.read_pairs(source, split)
+    if isinstance(source, str) and (kind := pairs.prefix_of(source)) is not None:
+        rest = source.removeprefix(f"{kind}:")
+        return pairs.Pairs(open_data(rest, split, on_bad=on_bad, quarantine=quarantine, **options), kind)
     if isinstance(source, str) and source in EMBEDDED:
         return _without(_embedded(source, canonical(split), options), _listed(quarantine, canonical(split)), 0)
     if isinstance(source, (str, Path)):
@@ -175,14 +213,26 @@ def _without(data: Source, bad: dict[str, str], general: int) -> Source:
 def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
     from opticus.data.embedded.copies import Copies
     from opticus.data.embedded.crops import Crops
+    from opticus.data.embedded.daynight import DayNight
     from opticus.data.embedded.digits import Digits
+    from opticus.data.embedded.patches import Patches
     from opticus.data.embedded.scenes import Scenes
+    from opticus.data.embedded.sketches import Sketches
     from opticus.data.embedded.textures import Textures
+    from opticus.data.embedded.tints import Tints
     from opticus.data.embedded.videos import Videos
     from opticus.data.embedded.views import Views
 
     makers: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": Scenes, "crops": Crops, "textures": Textures}
-    makers |= {"videos": Videos, "views": Views, "copies": Copies}
+    makers |= {
+        "videos": Videos,
+        "views": Views,
+        "copies": Copies,
+        "sketches": Sketches,
+        "daynight": DayNight,
+        "patches": Patches,
+        "tints": Tints,
+    }
     makers |= {f"scenes-{kind}": functools.partial(Scenes, challenge=kind) for kind in HARDER}
     if name in ("views", "copies"):
         split = retrieval.part_of(split, name)

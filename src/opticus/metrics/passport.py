@@ -20,6 +20,8 @@ from opticus.metrics.lvis import LvisDetection
 from opticus.metrics.masks import BestMask
 from opticus.metrics.masks import resampled as resampled_masks
 from opticus.metrics.multilabel import TagPrecision, resampled
+from opticus.metrics.pictures import Restoration
+from opticus.metrics.pictures import resampled as resampled_pictures
 from opticus.metrics.retrieval import Copies, Retrieval, figures
 from opticus.metrics.tables import POINTS, Matches, average_precision
 from opticus.metrics.video import VideoSegmentation
@@ -39,7 +41,18 @@ class Number(NamedTuple):
     protocol: Mapping[str, Any]
 
 
-Scored = Accuracy | TagPrecision | Retrieval | Copies | CocoDetection | LvisDetection | VocDetection | VideoSegmentation | BestMask
+Scored = (
+    Accuracy
+    | TagPrecision
+    | Retrieval
+    | Copies
+    | CocoDetection
+    | LvisDetection
+    | VocDetection
+    | VideoSegmentation
+    | BestMask
+    | Restoration
+)
 
 
 class Passport(NamedTuple):
@@ -63,6 +76,8 @@ class Passport(NamedTuple):
             arrays = {f"tags/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, VideoSegmentation):
             arrays = {f"video/{key}": value for key, value in metric.samples().items()}
+        elif isinstance(metric, Restoration):
+            arrays = {f"pictures/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, BestMask):
             arrays = {f"best mask/{key}": value for key, value in metric.samples().items()}
         elif isinstance(metric, (Retrieval, Copies)):
@@ -135,6 +150,8 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
+        if not self.resamples:
+            return f"{self.name}: {self.a:.4f} -> {self.b:.4f}, difference {self.difference:+.4f} (of whole sets: no interval)"
         verdict = "" if self.significant else " (not distinguishable)"
         interval = f"95 % interval [{self.low:+.4f}, {self.high:+.4f}]"
         return f"{self.name}: {self.a:.4f} -> {self.b:.4f}, difference {self.difference:+.4f}, {interval}{verdict}"
@@ -155,6 +172,9 @@ def compare(a: str | Path, b: str | Path, *, resamples: int = 1000, seed: int = 
     if first.ids != second.ids:
         odd = sorted(set(first.ids) ^ set(second.ids))
         raise MetricError(f"{a} and {b}: both must score the same samples, found {len(odd)} in one run only, such as {odd[:3]}")
+    if not first.ids:  # figures of a whole set of pictures, such as FID: there is nothing to resample
+        gaps = {name: (first.numbers[name].value, second.numbers[name].value) for name in shared}
+        return [Difference(name, x, y, y - x, np.nan, np.nan, np.nan, 0) for name, (x, y) in gaps.items()]
     rng = np.random.Generator(np.random.Philox(seed))
     draws = rng.multinomial(len(first.ids), np.full(len(first.ids), 1 / len(first.ids)), resamples).astype(np.float64)
     one, other = _resampled(first.arrays, draws), _resampled(second.arrays, draws)
@@ -202,6 +222,9 @@ def _resampled(arrays: Mapping[str, Array], draws: npt.NDArray[np.float64]) -> d
             continue
         if measure == "video":
             numbers |= resampled_videos(group, draws)
+            continue
+        if measure == "pictures":
+            numbers |= resampled_pictures(group, draws)
             continue
         if measure == "best mask":
             numbers |= resampled_masks(group, draws)

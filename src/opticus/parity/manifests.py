@@ -15,7 +15,8 @@ from typing import Any
 from opticus.structures import WeightsError
 
 Shapes = dict[str, tuple[int, ...]]
-COUNTER = re.compile(r"(.*[./])?num_batches_tracked")  # bookkeeping of batch normalisation, no weight
+# bookkeeping, no weight: batches that a norm has seen, levels that a growing network lacks; 0 where a file does not say it
+COUNTER = re.compile(r"(.*[./])?(num_batches|lod)_tracked")
 _RANGE = re.compile(r"(\d+)-(\d+)")
 BLOCK = (2, 10)  # fewest and most different shapes of a branch that `pack` writes once: a layer or a block, not a stage
 

@@ -261,14 +261,17 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Watched(Protocol):
-    """An objective that may collapse: its figures go into the log beside the loss, and it knows when they are bad."""
+    """An objective that may collapse: its figures go into the log beside the loss, and it knows when they are bad.
+
+    What follows "step N:" before an alarm is its attribute `warns`, if it has one, else "the representation collapses".
+    """
 
     def figures(self) -> dict[str, float]:
         """Figures of the last step, such as entropies; called by all processes at the same steps."""
         ...
 
     def alarm(self, figures: Mapping[str, float]) -> str | None:
-        """What is wrong, in words that follow "the representation collapses:", or None."""
+        """What is wrong, in words that follow `warns` and a colon, or None."""
         ...
 
 

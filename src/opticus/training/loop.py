@@ -112,7 +112,8 @@ class Run:
         young = self.step < GRACE * self.job.steps  # untrained networks, too, say nearly the same about all pictures
         alarm = None if young else objective.alarm(figures)
         if alarm is not None and not self.alarmed and self.rank == 0:
-            self.bar.tell(f"opticus: step {self.step}: the representation collapses: {alarm}")
+            what = getattr(objective, "warns", "the representation collapses")
+            self.bar.tell(f"opticus: step {self.step}: {what}: {alarm}")
         self.alarmed = alarm is not None
         return {f"watch/{name}": value for name, value in figures.items()} | {"watch/alarm": float(self.alarmed)}
 

@@ -98,4 +98,6 @@ def factor_at(schedule: Schedule, fraction: float) -> float:
         raise UnknownNameError("schedule", schedule.kind, ("constant", "linear", "cosine", "step"))
     if schedule.kind == "step":
         return curves.held(fraction, share=schedule.warmup, then=shape)
+    if schedule.hold:
+        shape = partial(curves.pieces, ends=(schedule.hold, 1.0), parts=(partial(curves.constant, value=schedule.start), shape))
     return curves.warmup(fraction, share=schedule.warmup, then=shape)

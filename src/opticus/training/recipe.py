@@ -94,13 +94,14 @@ class Optim:
 class Schedule:
     """How one field of every parameter group moves over the run, as a factor of its base value.
 
-    The factor rises linearly from 0 to `start` over the share `warmup` of all steps, then goes to `end` on a half cosine, stays,
-    falls linearly, or is multiplied by `gamma` at each milestone (shares of the run).
+    The factor rises linearly from 0 to `start` over the share `warmup` of all steps, stays there for the share `hold` of the rest (pix2pix:
+    half a run), then goes to `end` on a half cosine, stays, falls linearly, or is multiplied by `gamma` at each milestone (shares of the run).
     """
 
     kind: Literal["constant", "cosine", "linear", "step"] = "cosine"
     field: Literal["lr", "weight_decay", "momentum"] = "lr"
     warmup: float = 0.0
+    hold: float = 0.0
     start: float = 1.0
     end: float = 0.0
     milestones: tuple[float, ...] = ()

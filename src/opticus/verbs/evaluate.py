@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,6 +20,7 @@ from opticus.metrics.classify import Accuracy
 from opticus.metrics.detect import CocoDetection
 from opticus.metrics.lvis import Knowledge, LvisDetection
 from opticus.metrics.multilabel import TagPrecision
+from opticus.metrics.pictures import Restoration
 from opticus.metrics.voc import VocDetection
 from opticus.ops import collectives
 from opticus.structures import (
@@ -38,10 +39,11 @@ from opticus.verbs.models import Card
 from opticus.verbs.predict import contiguous, infer, place
 from opticus.weights.labels import labels
 
-AnyMetric = Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection
+AnyMetric = Accuracy | TagPrecision | CocoDetection | LvisDetection | VocDetection | Restoration
 Protocol = Literal["coco", "lvis", "voc07", "voc10"]
 PROTOCOLS: tuple[Protocol, ...] = ("coco", "lvis", "voc07", "voc10")  # of detection
-HEADLINE = {"classify": "top1", "detect": "AP", "embed": "top1"}
+HEADLINE = {"classify": "top1", "detect": "AP", "embed": "top1", "translate": "PSNR", "reconstruct": "PSNR", "generate": "FID"}
+LOWER = ("FID",)  # of these less is better
 
 
 def headline_of(card: Card) -> tuple[str, bool] | None:
@@ -51,7 +53,8 @@ def headline_of(card: Card) -> tuple[str, bool] | None:
         return paper.HEADLINE, getattr(paper, "LOWER_IS_BETTER", False)
     if card.multi_label:
         return "mAP", False
-    return (HEADLINE[card.task], False) if card.task in HEADLINE else None
+    name = HEADLINE.get(card.task)
+    return None if name is None else (name, name in LOWER)
 
 
 @dataclass
@@ -77,12 +80,19 @@ def evaluate(
     device: str | None = None,
     precision: str = "fp32",
     limit: int | None = None,
-    metric: Protocol | None = None,
+    metric: str | None = None,
     quiet: bool = False,
     on_bad: Literal["raise", "quarantine", "keep"] = "raise",
+    features: str | Path | nn.Module | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    steps: int | None = None,
 ) -> Evaluation:
     """Score `model` on `data` with its task's official metric: top-1/top-5 for classifiers (mAP where pictures
-    have several labels), the COCO numbers for detectors (LVIS's on LVIS data; Pascal VOC's mAP with `metric` "voc07" or "voc10").
+    have several labels), the COCO numbers for detectors (LVIS's on LVIS data; Pascal VOC's mAP with `metric` "voc07" or "voc10"),
+    PSNR and SSIM of translators and autoencoders (`metric="y"`: of the luma, as for super-resolution), FID, KID, precision and recall
+    of what draws pictures: `samples` of them (`seed`, `steps`) in the space of `features`, a classifier or encoder (a run folder, a
+    name, a model), else of pixels; the passport names it.
 
     Labels are matched by name where the model knows its class names; a model and data set of unlike classes are refused.
     `limit` scores the first so many records only (the protocol says so). Raises DataError, UsageError or CapabilityError.
@@ -96,8 +106,13 @@ def evaluate(
         return _embedded(
             model, data, cast(Any, dataset), split, (limit, metric), batch=batch, device=device, precision=precision, quiet=quiet
         )
+    drawing = {
+        key: value for key, value in (("features", features), ("samples", samples), ("seed", seed), ("steps", steps)) if value
+    }
+    if drawing and cast(Any, model).card.task != "generate":
+        raise CapabilityError(f"{', '.join(drawing)}: for systems that draw pictures, {cast(Any, model).card.name} does not")
     settings: dict[str, Any] = {"batch": batch, "device": device, "precision": precision, "limit": limit, "metric": metric}
-    return score(model, cast(Dataset, dataset), split, quiet=quiet, **settings)
+    return score(model, cast(Dataset, dataset), split, quiet=quiet, drawing=drawing, **settings)
 
 
 def _embedded(model: nn.Module, data: Any, dataset: Any, split: str, refused: tuple[Any, Any], **view: Any) -> Evaluation:
@@ -124,21 +139,28 @@ def score(
     device: str | None = None,
     precision: str = "fp32",
     limit: int | None = None,
-    metric: Protocol | None = None,
+    metric: str | None = None,
     quiet: bool = True,
     keep: int = 0,
+    drawing: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """`evaluate` on an open data set, shared over the processes of a distributed run; `keep` results are kept for pictures."""
+    """`evaluate` on an open data set, shared over the processes of a distributed run; `keep` results are kept for pictures.
+
+    `drawing` are the settings of systems that draw pictures (features, samples, seed, steps).
+    """
     card: Card = cast(Any, model).card
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count == 0:
         raise DataError(f"the {split} split has no samples to evaluate on")
     own = getattr(zoo.paper(zoo.split(card.name)[0]), "evaluate", None)
-    if own is not None:
+    if own is not None and not (drawing or {}).get("features"):
         if metric is not None:
             raise CapabilityError(f"metric={metric} is a protocol of detection, {card.name} does {card.task}")
         values, protocol = own(model, dataset)
         return Evaluation(values, None, {**protocol, "data": dataset.hash, "split": split}, cast(Any, headline_of(card))[0])
+    view: dict[str, Any] = {"batch": batch, "device": device, "quiet": quiet, "count": count}
+    if card.task in ("translate", "reconstruct", "generate"):
+        return _pictured(model, dataset, split, metric, keep, dict(drawing or {}), {**view, "precision": precision, "limit": limit})
     if not hasattr(model, "results"):
         raise CapabilityError(f"{card.name} has no results(): it cannot be evaluated")
     scorer, places = metric_for(card, dataset, split, metric), label_map(card, dataset.names)
@@ -166,14 +188,36 @@ def score(
     return evaluation
 
 
+def _pictured(
+    model: nn.Module, dataset: Dataset, split: str, metric: str | None, keep: int, drawing: dict[str, Any], view: dict[str, Any]
+) -> Evaluation:
+    """Systems that answer by pictures; the main process of several scores all."""
+    from opticus.verbs.evaluate_pictures import drawn, restored  # it draws with this verb's neighbours
+
+    limit = view.pop("limit")
+    if cast(Any, model).card.task == "generate":
+        if metric is not None:
+            raise CapabilityError(
+                f"metric={metric} is no protocol of systems that draw pictures; they are scored in a space of features"
+            )
+        view.pop("precision")
+        values, protocol, shown = drawn(model, dataset, split, **view, **drawing)
+        results: dict[str, Result] = dict(list(shown.items())[:keep])
+        return Evaluation(values, None, {**protocol, "limit": limit}, "FID", results)
+    scorer, kept = restored(model, dataset, split, metric=metric, keep=keep, **view)
+    return Evaluation(scorer.compute(), scorer, {**scorer.protocol, "limit": limit}, "PSNR", kept)
+
+
 def headline(metric: AnyMetric) -> str:
     """The name of a metric's first number, by which runs are chosen."""
+    if isinstance(metric, Restoration):
+        return "PSNR"
     if isinstance(metric, Accuracy):
         return "top1"
     return "AP" if isinstance(metric, CocoDetection | LvisDetection) else "mAP"
 
 
-def metric_for(card: Card, dataset: Dataset, split: str, metric: Protocol | None = None) -> AnyMetric:
+def metric_for(card: Card, dataset: Dataset, split: str, metric: str | None = None) -> AnyMetric:
     """The official metric of the model's task on this data set; CapabilityError if they do not fit."""
     if metric is not None and card.task != "detect":
         raise CapabilityError(f"metric={metric} is a protocol of detection, {card.name} does {card.task}")
@@ -195,7 +239,7 @@ def metric_for(card: Card, dataset: Dataset, split: str, metric: Protocol | None
 
 def detection_metric(
     names: Sequence[str],
-    metric: Protocol | None,
+    metric: str | None,
     *,
     masks: bool = False,
     data: str = "",

@@ -20,6 +20,7 @@ from opticus.verbs.explain_attention import attention, rolled_out
 from opticus.verbs.explain_attention_masks import attention_mask, attention_point
 from opticus.verbs.explain_boxes import anchors, focal, gallery, objectness, suppression
 from opticus.verbs.explain_centring import centring
+from opticus.verbs.explain_cycle import cycle
 from opticus.verbs.explain_field import receptive_field
 from opticus.verbs.explain_gradcam import gradcam
 from opticus.verbs.explain_layers import title_of
@@ -27,7 +28,9 @@ from opticus.verbs.explain_masks import masks
 from opticus.verbs.explain_pictures import augmentations, numbers
 from opticus.verbs.explain_queries import decoder_attention, encoder_attention, slots
 from opticus.verbs.explain_request import Answer, Request, at_least, one_of
+from opticus.verbs.explain_restoration import restored
 from opticus.verbs.explain_space import neighbours, tsne
+from opticus.verbs.explain_styles import style_mixing, truncation_strip
 from opticus.verbs.explain_surface import surface
 from opticus.verbs.explain_weights import filters, templates
 from opticus.verbs.models import Model, create, load
@@ -72,7 +75,11 @@ KINDS: dict[str, Kind] = {
     "decoder-attention": Kind(decoder_attention, "one", "What each detected object looks at"),
     "encoder-attention": Kind(encoder_attention, "one", "What places of the picture look at"),
     "centring": Kind(centring, "one", "Centring and sharpening"),
+    "cycle": Kind(cycle, "one", "There and back"),
     "gallery": Kind(gallery, "many", "Detections"),
+    "restoration": Kind(restored, "many", "Restored pictures"),
+    "style-mixing": Kind(style_mixing, "one", "Styles of two pictures mixed"),
+    "truncation": Kind(truncation_strip, "one", "Styles on the way to the mean"),
 }
 
 

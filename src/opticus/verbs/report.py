@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from PIL import Image as image_module
 from torch import nn
 
 from opticus.metrics.breakdown import breakdown
@@ -17,12 +21,14 @@ from opticus.metrics.lvis import LvisDetection
 from opticus.metrics.mistakes import confusion, describe, worst
 from opticus.metrics.multilabel import TagPrecision
 from opticus.metrics.passport import Number, Passport
+from opticus.metrics.pictures import Restoration
 from opticus.metrics.tide import LIMIT as LOOKED_AT
 from opticus.metrics.tide import tide
 from opticus.metrics.voc import VocDetection
 from opticus.plot.figures import read_curves, reliability
 from opticus.plot.report import Pair, table, write_report
-from opticus.structures import DataError, Dataset, Instances, Result
+from opticus.structures import DataError, Dataset, Instances, Picture, Result
+from opticus.structures.files import write_atomic
 from opticus.training.recipe import Recipe, to_json
 from opticus.verbs.evaluate import AnyMetric, Evaluation, infer, label_map, relabel
 from opticus.verbs.models import Card
@@ -85,6 +91,7 @@ def report_of(
         env={**(_json(out / "env.json") or {}), "torch": torch.__version__},
         threshold=SCORE,
         more=[
+            *_drawn(out, done, card),
             *_calibration(metric),
             *_errors(metric),
             *_found(metric),
@@ -133,7 +140,27 @@ def rewrite(folder: Path) -> Path:
     return report_of(folder, model, done, data, None)
 
 
-SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "top1", "top5", "balanced", "ece", "mAP", "CF1", "OF1")
+SHOWN = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "APr",
+    "APc",
+    "APf",
+    "top1",
+    "top5",
+    "balanced",
+    "ece",
+    "mAP",
+    "CF1",
+    "OF1",
+    "PSNR",
+    "SSIM",
+    "MAE",
+)
 
 
 def _short(values: Mapping[str, float]) -> dict[str, float]:
@@ -161,7 +188,13 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric, known: Mapping
     pairs: list[Pair] = []
     if isinstance(metric, LvisDetection):
         return []  # a detection without a partner may be right: not every object is marked
-    if isinstance(metric, CocoDetection | VocDetection):
+    if isinstance(metric, Restoration):
+        if cast(Any, model).card.task != "translate":
+            return [
+                _pair(data, where[id], known[id], f"{id}: {value:.2f} dB") for id, value in metric.worst(len(metric)) if id in known
+            ][:MISTAKES]
+        rows = [(id, f"{id}: {value:.2f} dB", None) for id, value in metric.worst(MISTAKES)]
+    elif isinstance(metric, CocoDetection | VocDetection):
         rows = [(one.id, describe(one, metric.names), one.box) for one in worst(metric, MISTAKES, score=SCORE)]
     elif isinstance(metric, TagPrecision):
         words = {True: "invented", False: "missed"}
@@ -179,6 +212,39 @@ def _mistakes(model: nn.Module, data: Dataset, metric: AnyMetric, known: Mapping
             result = known[id] if id in known else relabel(infer(model, [data[where[id]].picture])[0], places)
             pairs.append(_pair(data, where[id], result, caption, box if isinstance(result, Instances) else None))
     return pairs
+
+
+def _drawn(out: Path, done: Evaluation, card: Card) -> list[tuple[str, str, str]]:
+    """A sheet of what a system drew that draws pictures."""
+    if card.task != "generate" or not done.results:
+        return []
+    from opticus.plot.sheet import sheet
+
+    shown = [result.pixels.numpy() for result in done.results.values() if isinstance(result, Picture)]
+    sections = [("samples", "Samples", _image("drawn pictures", sheet(shown, max(int(len(shown) ** 0.5), 1))))]
+    rows = [np.asarray(image_module.open(file)) for file in sorted((out / "samples").glob("*.png"))]
+    if len(rows) > 1 and len({row.shape for row in rows}) == 1:
+        words = f"The same sixteen starting points, from the first evaluation (top) to the last of {len(rows)}."
+        strip = image_module.fromarray(np.concatenate(rows))
+        sections.append(("progress", "Samples through training", f"<p>{words}</p>{_image('samples through training', strip)}"))
+    return sections
+
+
+def keep_progress(out: Path, done: Evaluation) -> Path:
+    """Write what a system draws at an evaluation into samples/NNN.png of its run folder: one row, the same seeds each time."""
+    from opticus.plot.sheet import sheet
+
+    shown = [result.pixels.numpy() for result in done.results.values() if isinstance(result, Picture)]
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    path = out / "samples" / f"{len(list((out / 'samples').glob('*.png'))):03d}.png"
+    image = sheet(shown, len(shown))
+    return write_atomic(path, lambda part: image.save(part, "PNG"))
+
+
+def _image(title: str, image: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
 def _calibration(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
@@ -214,7 +280,7 @@ def _found(metric: AnyMetric | None) -> list[tuple[str, str, str]]:
 
 
 def _confusion(metric: AnyMetric | None) -> Any:
-    if metric is None or isinstance(metric, TagPrecision | LvisDetection):
+    if metric is None or isinstance(metric, TagPrecision | LvisDetection | Restoration):
         return None
     return confusion(metric, score=SCORE) if isinstance(metric, CocoDetection | VocDetection) else metric.confusion()
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def _picture_format(path: Path) -> str:
+def picture_format(path: Path) -> str:
+    """Pillow's name of the kind of file that a suffix means; UnknownNameError for one that cannot be written."""
     from PIL import Image  # not needed to predict
 
     known = Image.registered_extensions()
@@ -58,6 +59,8 @@ class Prediction:
         from opticus.plot.draw import draw
 
         result = self.result
+        if isinstance(result, Picture):  # the answer is a picture itself
+            return draw(result, None, scale=1)
         if isinstance(result, Instances) and result.scores is not None and threshold > 0:
             result = result[result.scores >= threshold]
         return draw(self.picture, result, self.names or ())
@@ -65,7 +68,7 @@ class Prediction:
     def save(self, path: str | Path) -> Path:
         """Write the plot as a picture file of the kind that its suffix names; returns its path."""
         path = Path(path)
-        kind = _picture_format(path)
+        kind = picture_format(path)
         return write_atomic(path, lambda part: self.plot().save(part, kind))
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
@@ -94,6 +97,8 @@ class Prediction:
             scores = torch.ones(len(result)) if result.scores is None else result.scores
             pairs = zip(result.labels.tolist(), scores.tolist())
             return {"id": self.id, "classes": [{"name": self.name_of(k), "label": k, "score": round(s, 6)} for k, s in pairs]}
+        if isinstance(result, Picture):
+            return {"id": self.id, "size": list(result.size)}
         fields: dict[str, Any] = {k: getattr(result, k) for k in result.__dataclass_fields__}
         return {"id": self.id, **{k: v.tolist() if isinstance(v, Tensor) else v for k, v in fields.items() if v is not None}}
 

@@ -30,10 +30,11 @@ from opticus.training.recipe import Job, Optim, Outcome, Recipe, Schedule, to_js
 from opticus.training.state import process_info
 from opticus.verbs.embedding import labelled, neighbour_accuracy
 from opticus.verbs.evaluate import Evaluation, headline_of, label_map, score
+from opticus.verbs.evaluate_pictures import has_answers
 from opticus.verbs.models import Card, Model, bind, create, load, meta_of
 from opticus.verbs.parts import load_part, save_part
 from opticus.verbs.pretrain import pretrain
-from opticus.verbs.report import report_of
+from opticus.verbs.report import keep_progress, report_of
 from opticus.verbs.teach import SETTINGS as TEACHING
 from opticus.verbs.teach import Teaching
 
@@ -158,7 +159,8 @@ def _run(job: Job, network: Model, opened: Splits, test: bool, quiet: bool) -> R
     if embeds and collectives.rank() == 0:
         save_part(model, "backbone", job.out / "weights" / "backbone.safetensors")
     final = opened.test or opened.val
-    scored = final is not None and headline_of(cast(Any, model).card) is not None and not (embeds and not labelled(final))
+    card: Card = cast(Any, model).card
+    scored = final is not None and headline_of(card) is not None and _scorable(card, final) and not (embeds and not labelled(final))
     if test and final is not None and scored:
         name = "test" if opened.test is not None else "val"
         if embeds:
@@ -186,8 +188,10 @@ def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, o
             evaluate = functools.partial(_neighbours, card, data, validation, getattr(objective, "compared", dict))
         else:
             headline = None
+    elif validation is not None and headline is not None and not _scorable(card, validation):
+        headline = None
     elif validation is not None and headline is not None:
-        evaluate = functools.partial(_validate, card, validation, recipe)
+        evaluate = functools.partial(_validate, card, validation, recipe, out)
     return Job(
         recipe, objective, draw, steps_per_epoch(len(data), recipe.batch), out, meta_of(network), evaluate,
         metric=recipe.metric or (headline[0] if headline else "loss"),
@@ -196,13 +200,22 @@ def _job(recipe: Recipe, objective: Objective, network: Model, opened: Splits, o
     )  # fmt: skip
 
 
+def _scorable(card: Card, data: Source) -> bool:
+    """Whether the data says what is right: unpaired pictures of two domains do not."""
+    own = hasattr(zoo.paper(zoo.split(card.name)[0]), "evaluate")
+    return card.task != "translate" or own or has_answers(data)
+
+
 def _batches(data: Source, recipe: Recipe, network: Model, plan: Plan, start: int, rank: int, world: int) -> Iterator[Batch]:
     return batches(data, recipe.transforms, network.prepare, plan, start=start, rank=rank, world=world)
 
 
-def _validate(card: Card, data: Source, recipe: Recipe, network: nn.Module) -> dict[str, float]:
+def _validate(card: Card, data: Source, recipe: Recipe, out: Path, network: nn.Module) -> dict[str, float]:
     bound = network if hasattr(network, "card") else bind(network, card)
-    return score(bound, data, "val", batch=recipe.batch, precision="fp32").values
+    done = score(bound, data, "val", batch=recipe.batch, precision="fp32", keep=16 if card.task == "generate" else 0)
+    if collectives.rank() == 0 and done.results:
+        keep_progress(out, done)
+    return done.values
 
 
 BANK = (2000, 1000)  # pictures of the training and validation splits that neighbours are looked for in during training
@@ -244,8 +257,10 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
         start = overrides.pop("weights", None)
         parts = {key: overrides.pop(f"{key}_weights") for key in config_fields if f"{key}_weights" in overrides}
         if "classes" in config_fields:
-            asked = changes.setdefault("classes", len(data.names))
-            if asked != len(data.names):
+            draws = zoo.paper(zoo.split(model.partition(":")[0])[0]).TASK in ("generate", "reconstruct", "translate")
+            plain_classes = zoo.config_of(model.partition(":")[0]).classes
+            asked = changes.setdefault("classes", 0 if draws and not plain_classes else len(data.names))
+            if asked != len(data.names) and not (draws and asked == 0):
                 raise UsageError(
                     f"classes={asked} was asked for, but the data has {len(data.names)} classes ({', '.join(data.names[:5])}...)"
                 )
@@ -260,7 +275,7 @@ def _network(model: str | nn.Module, data: Source, overrides: dict[str, Any]) ->
             raise CapabilityError("train takes a model made by opticus.create or opticus.load, or a name")
         plain = network.card.name
         classes = getattr(cast(Any, network).config, "classes", None)
-        if classes is not None and classes != len(data.names):
+        if classes is not None and classes != len(data.names) and not (classes == 0 and network.card.task == "generate"):
             raise UsageError(
                 f"{plain} has {classes} classes, the data has {len(data.names)}; create it with classes={len(data.names)}"
             )
