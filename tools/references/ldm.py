@@ -137,11 +137,11 @@ def tiny():
     three = {**two, "attention_resolutions": [1, 4], "channel_mult": [1, 2, 1], "num_heads": -1, "num_head_channels": 64}
     hub = {"channels": 3, "width": 128, "multiples": (1, 2, 1), "factors": (1, 4), "context": 24}
     return [
-        theirs("labels", "tiny", {**small, "classes": 6, "context": 20}, {**two, "context_dim": 20}, [0, 0, 0], [0, 5, 6], classes=6),
-        theirs("later times", "tiny", {**small, "context": 20}, {**two, "context_dim": 20}, [2, 37]),
-        theirs("wide heads", "tiny", wide, {**three, "context_dim": 24, "legacy": False}, [0, 0]),
-        theirs_in_diffusers("diffusers", "tiny", {**wide, "heads": 4}, {**hub, "heads": 4}, [0, 0]),
-        theirs_in_diffusers("diffusers, linear", "tiny", wide, {**hub, "heads": 0, "linear": True}, [0, 0]),
+        theirs("labels", "tiny-pixels", {**small, "classes": 6, "context": 20}, {**two, "context_dim": 20}, [0, 0, 0], [0, 5, 6], classes=6),
+        theirs("later times", "tiny-pixels", {**small, "context": 20}, {**two, "context_dim": 20}, [2, 37]),
+        theirs("wide heads", "tiny-pixels", wide, {**three, "context_dim": 24, "legacy": False}, [0, 0]),
+        theirs_in_diffusers("diffusers", "tiny-pixels", {**wide, "heads": 4}, {**hub, "heads": 4}, [0, 0]),
+        theirs_in_diffusers("diffusers, linear", "tiny-pixels", wide, {**hub, "heads": 0, "linear": True}, [0, 0]),
     ]  # fmt: skip
 
 

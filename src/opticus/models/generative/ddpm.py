@@ -321,7 +321,7 @@ class DDPM(nn.Module):
     def sample(
         self, noise: Noise, *, condition: Tensor | None = None, steps: int | None = None, sampler: str = "ddim", guidance: float = 1.0,
         eta: float = 0.0, variance: str = "small", known: Known | None = None,
-        progress: Callable[[int, int, Tensor], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, watch: Callable[[Tensor], None] | None = None,
     ) -> Float[Tensor, "n C H W"]:  # fmt: skip
         """Pictures in [-1, 1], one per sample of `noise`: with a `sampler` of `diffusion.samplers` in `steps` steps (50; all times for
         "ddpm").
@@ -334,8 +334,9 @@ class DDPM(nn.Module):
             condition = noise.integers(self.config.classes)
         denoise = self._denoiser(condition, start, guidance)
         return walk(
-            self, denoise, start, noise, sampler, steps, eta=eta, variance=variance, clip=1.0, known=known, progress=progress
-        )
+            self, denoise, start, noise, sampler, steps,
+            eta=eta, variance=variance, clip=1.0, known=known, progress=progress, watch=watch,
+        )  # fmt: skip
 
     def _denoiser(self, condition: Tensor | None, start: Tensor, guidance: float) -> Denoise:
         count = len(start)
@@ -387,7 +388,7 @@ def discretised(pixels: Tensor, centre: Tensor, deviation: float) -> Float[Tenso
 
 def walk(
     network: Any, denoise: Denoise, start: Tensor, noise: Noise | None, name: str, steps: int | None, *, eta: float = 0.0,
-    variance: str = "small", clip: float | None = None, known: Known | None = None, progress: Any = None,
+    variance: str = "small", clip: float | None = None, known: Known | None = None, progress: Any = None, watch: Any = None,
 ) -> Tensor:  # fmt: skip
     """`diffusion.samplers.draw` along the path of a network in evaluation mode; 50 steps, or all times for "ddpm", where none are named."""
     count = (network.TIMES if name == "ddpm" else 50) if steps is None else steps
@@ -395,7 +396,9 @@ def walk(
     training = network.training
     network.eval()
     try:
-        return draw(denoise, start, rule, noise, predicts=network.config.predicts, clip=clip, known=known, progress=progress)
+        return draw(
+            denoise, start, rule, noise, predicts=network.config.predicts, clip=clip, known=known, progress=progress, watch=watch
+        )
     finally:
         network.train(training)
 

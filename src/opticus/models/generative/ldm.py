@@ -261,7 +261,7 @@ class LDM(nn.Module):
     def sample(
         self, noise: Noise, *, condition: Tensor | None = None, steps: int | None = None, sampler: str = "ddim", guidance: float = 1.0,
         without: Tensor | None = None, eta: float = 0.0, known: Known | None = None,
-        progress: Callable[[int, int, Tensor], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Float[Tensor, "n C H W"]:  # fmt: skip
         """Pictures, one per sample of `noise`, in `steps` steps (50; all times for "ddpm") of a `sampler` of `diffusion.samplers`.
 
@@ -319,7 +319,10 @@ def objective(network: LDM, **options: Any) -> Denoising:
 
 _SMALL = Config((1, 16, 16), 32, (1, 2, 2), 1, (2,), 2, 0, predicts="v")
 VARIANTS: dict[str, Config] = {
-    "tiny": replace(_SMALL, context=64, classes=10),
+    "tiny": replace(
+        _SMALL, latent=(1, 4, 4), width=64, multiples=(1, 2), attention=(1, 2), context=64, classes=10, autoencoder=Part("kl/tiny")
+    ),
+    "tiny-pixels": replace(_SMALL, context=64, classes=10),
     "tiny-unconditional": _SMALL,
     # models/ldm/cin256/config.yaml of latent-diffusion; the 1.45 billion parameters of its text model include the text encoder
     "cin256": Config((3, 64, 64), 192, (1, 2, 3, 5), 2, (2, 4, 8), 1, 512, 1000, betas=(0.0015, 0.0195)),
