@@ -29,13 +29,13 @@ def test_codes_are_scaled_and_their_scale_is_measured_once() -> None:
     network: Any = zoo.create("ldm/tiny").eval()
     pixels = torch.rand(16, 1, 16, 16) * 2 - 1
     assert float(network.scale_factor) == 0 and network.encoded(pixels[:1]).shape == (1, 1, 4, 4)
-    codes = network.train().encoded(pixels)
+    codes = network.encoded(pixels, learn=True)
     assert float(codes.std()) == pytest.approx(1, abs=1e-4)
     factor = float(network.scale_factor)
-    network.encoded(pixels[:3] * 0.1)
+    network.encoded(pixels[:3] * 0.1, learn=True)
     assert float(network.scale_factor) == factor and "scale_factor" in network.state_dict()
     plain = network.autoencoder.decode(codes / factor)
-    assert torch.allclose(network.eval().decoded(codes), plain, atol=1e-6)
+    assert torch.allclose(network.decoded(codes), plain, atol=1e-6)
     assert not any(p.requires_grad for p in network.autoencoder.parameters())
 
 

@@ -294,9 +294,13 @@ class DDPM(nn.Module):
             raise UsageError("ddpm: the network has neither classes nor a given picture, but was told a condition")
         return self.unet(pixels, time)
 
-    def encoded(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def encoded(self, pixels: Float[Tensor, "B C H W"], *, learn: bool = False) -> Float[Tensor, "B C H W"]:
         """What noise is added to: the pixels themselves."""
         return pixels
+
+    def decoded(self, latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The pictures of what noise was added to."""
+        return latents
 
     def nothing(self, count: int) -> Int[Tensor, "n"]:
         """The label that says "no class", `count` times."""
@@ -448,7 +452,7 @@ class Denoising(nn.Module):
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Times and noise from torch's generator (algorithm 1)."""
-        pixels = self.network.encoded(pixels_of(batch))
+        pixels = self.network.encoded(pixels_of(batch), learn=True)
         times = torch.randint(self.network.TIMES, (len(pixels),), device=pixels.device)
         return {"noise": mean(self.errors(pixels, times, torch.randn_like(pixels), self._condition(batch, pixels)), batch)}
 

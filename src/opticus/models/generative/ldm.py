@@ -223,12 +223,12 @@ class LDM(nn.Module):
     # --- codes ----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encoded(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """What noise is added to: the code of pictures, scaled; the scale is measured on the first batch of a training."""
+    def encoded(self, pixels: Float[Tensor, "B C H W"], *, learn: bool = False) -> Float[Tensor, "B D h w"]:
+        """What noise is added to: the code of pictures, scaled; `learn` measures the scale where it is not known yet."""
         if self.autoencoder is None:
             return pixels
         codes = cast(Any, self.autoencoder).encode(pixels).to(pixels.dtype)
-        if self.training and float(self.scale_factor) == 0:
+        if learn and float(self.scale_factor) == 0:
             self.scale_factor.copy_(1 / codes.float().std())
         return codes * self._scale()
 
