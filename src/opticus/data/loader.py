@@ -13,7 +13,7 @@ from torch.utils import data as torch_data
 
 from opticus.data.collate import collate
 from opticus.data.stream import Forward, Sequential, Shape, StreamOrder
-from opticus.structures import Batch, DataError, Dataset, Prepare, Sample, UsageError
+from opticus.structures import Batch, DataError, Dataset, Error, Prepare, Sample, UsageError
 from opticus.transforms.draw import draw_for
 
 Transform = Callable[[Sample, Any], Sample]
@@ -189,4 +189,15 @@ def batches(
         generator=torch.Generator().manual_seed(plan.seed),  # the loader's own draw must not move the global generator
         prefetch_factor=4 if plan.workers else None,
     )
-    return iter(loader)
+    return _plain(iter(loader))
+
+
+def _plain(found: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; an error that a worker raised says its own sentence again, not the worker's traceback."""
+    try:
+        yield from found
+    except Error as error:
+        text = str(error)
+        if text.startswith("Caught "):
+            error.args = (text.rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1],)
+        raise error from None

@@ -192,11 +192,11 @@ def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
     return (left * a + right * b).reshape(one.shape)
 
 
-def _steps_bar() -> Callable[[int, int, Tensor], None]:
-    """A second bar for the steps of an iterative sampler, which tells how many of all are done and what it sees."""
+def _steps_bar() -> Callable[..., None]:
+    """A second bar for the steps of an iterative sampler, which tells how many of all are done (and, perhaps, what it sees)."""
     bar: Any = None
 
-    def progress(done: int, total: int, picture: Tensor) -> None:
+    def progress(done: int, total: int, *_: Any) -> None:
         nonlocal bar
         if bar is None:
             bar = tqdm(total=total, unit="step", desc="steps", file=sys.stderr, leave=False, position=1)

@@ -8,6 +8,7 @@ no photograph. Every patch is a pure function of (seed, VERSION, split, index).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,7 @@ class DayNight:
         return None
 
 
+@functools.cache
 def colourful(split: str) -> list[Pixels]:
     """The photographs of a split that show something by daylight colour: not the grey ones."""
     return [

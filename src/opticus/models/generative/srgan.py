@@ -226,7 +226,9 @@ class SRGAN(nn.Module):
         if isinstance(look, nn.Module):
             look.to(made.device)
         found, wanted = look(self._as_seen(made)), look(self._as_seen(large))
-        pairs = [(found, wanted)] if isinstance(found, Tensor) else list(zip(found, wanted, strict=True))
+        if isinstance(found, Tensor):
+            found, wanted = [found], [wanted]
+        pairs = cast("list[tuple[Tensor, Tensor]]", list(zip(found, wanted, strict=True)))
         return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in pairs]).sum(0)
 
     def _as_seen(self, pixels: Tensor) -> Tensor:
