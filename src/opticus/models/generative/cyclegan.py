@@ -5,8 +5,9 @@ Reference: junyanz/pytorch-CycleGAN-and-pix2pix (BSD-2-Clause).
 
 *Differs*: the authors write two files, G: a -> b and F: b -> a, of which one translates; so a network here is one direction, unless
 `pair=True` (what the recipes train): then it holds both, is saved, averaged and evaluated whole, `cycle` shows the loop, and
-`load(run, direction="ba")` answers the other way. `paired` makes a pair of two files. Within one batch the pool of earlier fakes swaps
-different places. The learning rate falls step by step, not once an epoch. Dropout, if there is any, is off in eval.
+`load(run, direction="ba")` answers the other way (`.save` it, and the command line does too). `paired` makes a pair
+of two files. Within one batch the pool of earlier fakes swaps different places. The learning rate falls step by step, not once an epoch.
+Dropout, if there is any, is off in eval.
 *Map*: eq. 1 -> `losses.adversarial` ("least-squares", section 4); eq. 2 and 3 -> `Cycle.forward`; section 4 (generator of Johnson et al.,
 PatchGAN, 50 earlier fakes) -> `Generator`, `layers.patchgan`, `Pool`; section 5.2 (identity) -> `Cycle.forward`; appendix 7.2 ->
 `VARIANTS`; 7.1 -> `recipes.cyclegan`.
