@@ -407,8 +407,7 @@ class Glow(nn.Module):
     ) -> Float[Tensor, "n C H W"]:
         """The pictures in [-1, 1] of latents, of the labels `condition` (n,) if given; UsageError for steps, which there are not.
 
-        Far latents of a little trained network lead beyond all numbers: what is none there is grey (0).
-        """
+        Far latents of a little trained network lead beyond all numbers: what is none is grey (0)."""
         if steps is not None:
             raise UsageError("glow: pictures are drawn in one step; found steps=")
         if condition is not None:
