@@ -405,7 +405,9 @@ class Glow(nn.Module):
     def render(
         self, latents: Float[Tensor, "n D"], *, condition: Tensor | None = None, steps: int | None = None
     ) -> Float[Tensor, "n C H W"]:
-        """The pictures in [-1, 1] of latents, of the labels `condition` (n,) if given; UsageError for steps, which there are not."""
+        """The pictures in [-1, 1] of latents, of the labels `condition` (n,) if given; UsageError for steps, which there are not.
+
+        Far latents of a little trained network lead beyond all numbers: what is none is grey (0)."""
         if steps is not None:
             raise UsageError("glow: pictures are drawn in one step; found steps=")
         if condition is not None:
@@ -413,7 +415,7 @@ class Glow(nn.Module):
         training = self.training
         out = self.eval().inverse(latents, condition)
         self.train(training)
-        return out.clamp(-1, 1)
+        return out.nan_to_num(nan=0.0).clamp(-1, 1)
 
     def sample(
         self, noise: Noise, *, condition: Tensor | None = None, steps: int | None = None, temperature: float = 1.0
@@ -485,8 +487,7 @@ class Likelihood(nn.Module):
     def before_update(self, at: Progress) -> None:
         """Nothing."""
 
-    def after_step(self, at: Progress) -> None:
-        """Nothing."""
+    after_step = before_update
 
 
 def labels_of(batch: Batch, classes: int) -> Int[Tensor, "B"]:
@@ -528,7 +529,7 @@ VARIANTS: dict[str, Config] = {
     "celeba64": Config(scales=3, lu=False, learnt_top=False, dialect=Dialect(border=0.0, offset=0.0)),  # chaiyujin's
     "cifar10": Config(size=32, scales=3),
 }
-# of the references at these sizes, without chaiyujin's prior_h: zeros in the shape of a batch
+# of the references, without chaiyujin's prior_h: zeros in the shape of a batch
 PARAMETERS: dict[str, int] = {"64": 74_490_832, "64-additive": 61_214_032, "celeba64": 44_052_720}
 OVERFIT: dict[str, Any] = {"observable": "likelihood", "samples": 8, "lr": 5e-3}
 

@@ -511,7 +511,7 @@ def evaluate(network: RealNVP, data: Dataset) -> tuple[dict[str, float], dict[st
 
 # --- variants and weights ------------------------------------------------------------------------------------------------
 
-# sizes of section 4.1: 64 maps and 8 blocks for CIFAR-10; 32 maps, 4 and 2 blocks for pictures of 32 and 64 pixels
+# sizes of section 4.1 as in fmu2/realNVP: 64 maps and 8 blocks for CIFAR-10; 32 maps, 4 and 2 blocks for pictures of 32 and 64 pixels
 VARIANTS: dict[str, Config] = {
     "tiny": Config(size=16, channels=1, width=16, blocks=1, scales=2),
     "points": Config(channels=2, width=64, blocks=2, scales=6, layout="points"),
