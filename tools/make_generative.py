@@ -33,7 +33,7 @@ from opticus.metrics.samples import class_figures, distances, frechet
 from opticus.plot.sheet import sheet
 from opticus.recipes.budgeted import fresh, run_until, seconds_of, steps_of
 from opticus.recipes.choose import default
-from opticus.structures import Density, Picture, Prepare
+from opticus.structures import Density, Picture, Prepare, Sample
 from opticus.transforms.pixels import resize
 from opticus.transforms.prepare import place, prepare
 from opticus.verbs.evaluate import evaluate
@@ -43,6 +43,8 @@ from opticus.verbs.models import Model, load
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, DOCS = ROOT / "runs" / "generative", ROOT / "docs"
 SAMPLES, SHOWN, DRAWS = 1000, 16, 200
+MORE = (("cyclegan/tiny", "sketches"),)  # further data of a translator; what it learns from is not paired for it either
+UNPAIRED = ("cyclegan",)  # they see no pairs, so their rivals see none
 FRAME = Prepare(channels=1, resize="fixed", size=(16, 16), mean=(0.5,), std=(0.5,))
 Found = dict[str, Any]
 Rows = npt.NDArray[np.float64]
@@ -64,16 +66,16 @@ def main() -> None:
     words = parser.parse_args()
     stop, file = time.monotonic() + words.budget * 60, DOCS / "generative.json"
     measures: dict[str, Callable[[str, Path], Found]] = {"generate": draws, "reconstruct": restores, "translate": translates}
-    for task, measure in measures.items() if not words.render else ():
-        for name in systems(task):
-            if words.only and not any(word in name for word in words.only):
-                continue
-            folder = trained(name, stop)
-            if folder is not None:
-                row = {**measure(name, folder), "seconds": round(seconds_of(folder))}
-                known = stored(file)  # read again: another process may have written meanwhile
-                known.setdefault(task, {})[name] = row
-                file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    asked = [(task, name, None) for task in measures for name in systems(task)] + [("translate", name, data) for name, data in MORE]
+    for task, name, other in asked if not words.render else ():
+        if words.only and not any(word in name for word in words.only):
+            continue
+        folder, measure = trained(name, stop, other), measures[task]
+        if folder is not None:
+            row = {**measure(name, folder), "seconds": round(seconds_of(folder))}
+            known = stored(file)  # read again: another process may have written meanwhile
+            known.setdefault(task, {})[name if other is None else f"{name} on {other}"] = row
+            file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     (DOCS / "generative.md").write_text(page(stored(file)), encoding="utf-8")
 
 
@@ -82,11 +84,11 @@ def stored(file: Path) -> Found:
     return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
-def trained(name: str, stop: float) -> Path | None:
-    """The finished run of a system by its own small recipe; None if the budget ended before."""
-    folder = RUNS / name.replace("/", "-")
+def trained(name: str, stop: float, other: str | None = None) -> Path | None:
+    """The finished run of a system by its own small recipe, on `other` data than its own; None if the budget ended before."""
+    folder = RUNS / (name.replace("/", "-") if other is None else f"{name.replace('/', '-')}-{other}")
     first = default(name, open_data("sketches" if zoo.paper(zoo.split(name)[0]).TASK == "translate" else "digits", "train"))
-    data = first.data or "digits"
+    data = other or first.data or "digits"
     recipe = default(name, open_data(data, "train"))
     if not ((steps_of(folder) or 0) >= (recipe.steps or 0) and fresh(folder)):
         if time.monotonic() >= stop:
@@ -225,14 +227,15 @@ def translates(name: str, folder: Path) -> Found:
     scorer, ids = cast(Restoration, done.metric), [test.id_of(i) for i in range(len(test))]
     right = [cast(Picture, test.target_of(i)) for i in range(len(test))]
     shown = [test[i].picture for i in range(len(test))]
-    found = against(name, folder, rivals_of(train, shown, right), right, ids, scorer)
+    apart = name.split("/")[0] in UNPAIRED
+    found = against(name, folder, rivals_of(train, shown, right, apart), right, ids, scorer)
     answers = [result for p in network.predict([one.pixels for one in shown[:SHOWN]]) if isinstance(result := p.result, Picture)]
     gallery([[enlarged(one, right[0].size) for one in shown[:SHOWN]], answers, right[:SHOWN]], folder / "sheet.png")
     return found | {"data": word, "parameters": sum(p.numel() for p in network.parameters())}
 
 
-def rivals_of(train: Source, shown: list[Picture], right: list[Picture]) -> dict[str, list[Picture]]:
-    """Answers to the test pictures by what needs no network."""
+def rivals_of(train: Source, shown: list[Picture], right: list[Picture], apart: bool) -> dict[str, list[Picture]]:
+    """Answers to the test pictures by what needs no network; `apart` leaves out what is fitted to pairs."""
     size, channels = right[0].size, int(right[0].pixels.shape[2])
     if shown[0].size != size:
         return {"bicubic": [enlarged(one, goal.size) for one, goal in zip(shown, right)]}
@@ -240,8 +243,11 @@ def rivals_of(train: Source, shown: list[Picture], right: list[Picture]) -> dict
     rivals = {"copy": copies}
     picked = np.linspace(0, len(train) - 1, min(len(train), 1500)).astype(int)
     samples = [train[int(i)] for i in picked]
-    if samples[0].views:  # unpaired: the levels of each channel are brought to those of the other domain
-        domains = [np.concatenate([s.views[k][1].picture.pixels.numpy().reshape(-1, channels) for s in samples]) for k in range(2)]
+    if samples[0].views or apart:  # unpaired: the levels of each channel are brought to those of the other domain
+        sides = [domains_of(sample) for sample in samples]
+        domains = [np.concatenate([side[k].pixels.numpy().reshape(-1, channels) for side in sides]) for k in range(2)]
+        mean = np.mean([side[1].pixels.numpy() for side in sides], 0)
+        rivals["mean answer"] = [as_picture(mean, size, channels)] * len(shown)
         return rivals | {"matched histograms": [Picture(torch.from_numpy(matched(one.pixels.numpy(), *domains))) for one in copies]}
     x = np.stack([s.picture.pixels.numpy().ravel() for s in samples]).astype(np.float64)
     y = np.stack([cast(Picture, s.target).pixels.numpy().ravel() for s in samples]).astype(np.float64)
@@ -254,6 +260,13 @@ def rivals_of(train: Source, shown: list[Picture], right: list[Picture]) -> dict
     scale = x.std() + 1e-9
     ridge = cast(Any, RidgeCV(np.logspace(0, 5, 6))).fit(x / scale, y)
     return rivals | {"linear": [as_picture(row, size, channels) for row in ridge.predict(asked / scale)]}
+
+
+def domains_of(sample: Sample) -> tuple[Picture, Picture]:
+    """A picture of either domain."""
+    if sample.views:
+        return sample.views[0][1].picture, sample.views[1][1].picture
+    return sample.picture, cast(Picture, sample.target)
 
 
 def matched(pixels: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8], goal: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
