@@ -1,7 +1,7 @@
 """make bench: every measurement in one go, printed as tables and written to docs/benchmarks.md.
 
-`python bench/run.py [models] [detectors] [selfsup] [generative] [translate] [adversarial] [ops] [loader] [augment]` runs only the
-named parts and leaves docs/benchmarks.md alone.
+`python bench/run.py [models] [detectors] [selfsup] [generative] [translate] [adversarial] [diffusion] [ops] [loader] [augment]` runs
+only the named parts and leaves docs/benchmarks.md alone.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "models": ("Networks", TIMES),
     "detectors": ("Detectors", TIMES),
     "selfsup": ("Learning without labels", TIMES),
-    "generative": ("Drawing and restoring pictures", TIMES),
+    "generative": ("Autoencoders", TIMES),
     "translate": ("Pictures answered by pictures", TIMES),
     "adversarial": ("Adversarial training", TIMES),
+    "diffusion": ("Diffusion", TIMES),
     "ops": ("Operations", TIMES),
     "loader": ("Loader", RATES),
     "augment": ("Augmentation", RATES),

@@ -63,7 +63,6 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="write the page from the stored figures and train nothing")
     words = parser.parse_args()
     stop, file = time.monotonic() + words.budget * 60, DOCS / "generative.json"
-    known: Found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     measures: dict[str, Callable[[str, Path], Found]] = {"generate": draws, "reconstruct": restores, "translate": translates}
     for task, measure in measures.items() if not words.render else ():
         for name in systems(task):
@@ -71,9 +70,16 @@ def main() -> None:
                 continue
             folder = trained(name, stop)
             if folder is not None:
-                known.setdefault(task, {})[name] = {**measure(name, folder), "seconds": round(seconds_of(folder))}
+                row = {**measure(name, folder), "seconds": round(seconds_of(folder))}
+                known = stored(file)  # read again: another process may have written meanwhile
+                known.setdefault(task, {})[name] = row
                 file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    (DOCS / "generative.md").write_text(page(known), encoding="utf-8")
+    (DOCS / "generative.md").write_text(page(stored(file)), encoding="utf-8")
+
+
+def stored(file: Path) -> Found:
+    """The figures so far."""
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
 def trained(name: str, stop: float) -> Path | None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from opticus.data.open import open_data
+from opticus.ops.lab import to_lab
 from opticus.structures import DataError
 
 
@@ -23,6 +24,15 @@ def test_tints_are_digits_in_three_colours_with_known_translations():
         assert torch.equal(other, moved), "two channels change places and nothing else"
     ground = torch.stack([data[i].picture.pixels[0, 0].float() for i in range(60)])
     assert torch.equal(ground[:, 0], ground[:, 1]) and float(ground[:, 0].std()) > 10
+
+
+def test_colours_of_equal_lightness_cannot_be_told_from_grey():
+    data = open_data("tints-equal", "test")
+    for index in range(3):
+        lab = [to_lab(data.answer(index, k).pixels.permute(2, 0, 1)[None].float() / 255)[0] for k in range(3)]
+        assert max(float((lab[0][0] - one[0]).abs().max()) for one in lab) < 1.5
+        assert min(float(one[1:].norm(dim=0).max()) for one in lab) > 40
+    assert data.hash != open_data("tints", "test").hash
 
 
 def test_bad_words_about_tints():

@@ -171,7 +171,7 @@ def test_inpainting_keeps_what_is_known(name: str) -> None:
     seen: list[int] = []
     out = draw(
         answer, noise.normal(1, 4, 4), sampler(name, schedule("linear"), 5), noise, known=Known(pixels, mask),
-        progress=lambda done, steps, picture: seen.append(done),
+        progress=lambda done, steps: seen.append(done),
     )  # fmt: skip
     assert torch.equal(out[..., :2], pixels[..., :2]) and not torch.equal(out[..., 2:], pixels[..., 2:])
     assert seen == [1, 2, 3, 4, 5]

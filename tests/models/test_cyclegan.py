@@ -16,6 +16,9 @@ from opticus import zoo
 from opticus.models.generative.cyclegan import Cycle, CycleGAN, Pool, objective, paired
 from opticus.recipes.cyclegan import default
 from opticus.structures import Batch, CapabilityError, DataError, Images, Picture, Sample, UsageError
+from opticus.transforms.chain import apply
+from opticus.transforms.draw import draw_for
+from opticus.transforms.pairs import Apart
 
 SMALL: dict[str, Any] = {"width": 4, "blocks": 1, "channels": 1}
 
@@ -163,6 +166,21 @@ def test_a_run_resumes_bit_by_bit(tmp_path: Path) -> None:
     parts = opticus.train("cyclegan/tiny", out=tmp_path / "parts", steps=6, resume=True, **common)
     one, two = (opticus.load(run.out, quiet=True).state_dict() for run in (whole, parts))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_of_pairs_both_sides_are_used_but_not_which_belongs_to_which() -> None:
+    """Paired data become two domains, each side with its own chance; without targets they are refused."""
+    pixels = torch.arange(32 * 32, dtype=torch.int64).reshape(32, 32, 1).to(torch.uint8)
+    pair = Sample.of(pixels, Picture(255 - pixels), "one")
+    seen = [apply(default("cyclegan/tiny", [pair]).transforms, pair, draw_for(0, 0, index)) for index in range(12)]
+    assert all([role for role, _ in sample.views] == ["a", "b"] and sample.target is None for sample in seen)
+    turned = {
+        tuple(bool((view.picture.pixels != side).any()) for (_, view), side in zip(one.views, (pixels, 255 - pixels)))
+        for one in seen
+    }
+    assert len(turned) == 4, "a and b are mirrored independently"
+    with pytest.raises(UsageError, match="one: a pair needs a target picture, found NoneType"):
+        Apart()(replace(pair, target=None), draw_for(0, 0, 0))
 
 
 def two_domains(index: int) -> Sample:

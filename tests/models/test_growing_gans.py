@@ -160,8 +160,12 @@ def test_bad_settings_are_named() -> None:
         stylegan.Config(size=24)
     with pytest.raises(UsageError, match="start one of"):
         stylegan.objective(small("stylegan"), start=5)
-    with pytest.raises(UsageError, match=r"mixing is one of the 6 layers, found 9"):
+    with pytest.raises(UsageError, match=r"mixing is a layer, a whole number in 0\.\.6, found 9"):
         small("stylegan").sample(Noise(0, 1), mixing=9)
+    with pytest.raises(UsageError, match=r"cutoff is a layer, .* found 2\.5"):
+        small("stylegan").sample(Noise(0, 1), cutoff=2.5)
+    with pytest.raises(UsageError, match=r"truncation must be a number in \[-2, 2\], found 'high'"):
+        small("stylegan").sample(Noise(0, 1), truncation="high")
     with pytest.raises(UsageError, match="truncation must be"):
         small("stylegan").render(torch.zeros(1, 6), truncation=9.0)
 

@@ -34,7 +34,7 @@ def pairs(count: int = 3, channels: int = 1, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.rand(count, channels, 32, 32, generator=generator) * 2 - 1 for _ in range(2))
     images = [Images(x, None, torch.eye(3, dtype=torch.float64).expand(count, 3, 3), ((32, 32),) * count) for x in (a, b)]
-    return Batch(images[0], (None,) * count, tuple(map(str, range(count))), tuple(images), ("a", "b"))
+    return Batch(None, (None,) * count, tuple(map(str, range(count))), tuple(images), ("a", "b"))
 
 
 def test_a_score_sees_seventy_pixels() -> None:
@@ -107,7 +107,7 @@ def test_the_discriminator_sees_the_pair_and_the_targets_are_pictures() -> None:
     levels = bytes_.float() / 127.5 - 1
     batch.views = (batch.views[0], batch.views[1]._replace(pixels=levels))
     targets = tuple(Picture(one.permute(1, 2, 0).contiguous()) for one in bytes_)
-    pictured = replace(batch, views=(), roles=(), targets=targets)
+    pictured = replace(batch, images=batch.views[0], views=(), roles=(), targets=targets)
     for phase in ("d", "g"):
         one, two = (game(each, at(0, 1)._replace(phase=phase)) for each in (batch, pictured))
         assert list(one) == list(two)
@@ -116,7 +116,9 @@ def test_the_discriminator_sees_the_pair_and_the_targets_are_pictures() -> None:
     other = replace(batch, views=(batch.views[0]._replace(pixels=-batch.views[0].pixels), batch.views[1]))
     assert not torch.allclose(game.realness(batch)[0], game.realness(other)[0])
     with pytest.raises(DataError, match="a target picture is needed"):
-        game(replace(batch, views=(), roles=()), at(0, 1)._replace(phase="d"))
+        game(replace(pictured, targets=(None,) * 3), at(0, 1)._replace(phase="d"))
+    with pytest.raises(DataError, match="two domains that are no pairs"):
+        game(replace(batch, images=batch.views[0]), at(0, 1)._replace(phase="d"))
 
 
 def test_l1_weighs_a_hundred() -> None:

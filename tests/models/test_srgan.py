@@ -7,7 +7,8 @@ from torch import nn
 from opticus import zoo
 from opticus.losses.pictures import targets_of
 from opticus.models.generative.srgan import FEATURES, SRGAN, Config, Discriminator, SRResNet
-from opticus.structures import Batch, Images, Picture, Prepare, Progress, UsageError
+from opticus.recipes.srgan import vgg54
+from opticus.structures import Batch, CapabilityError, Images, Picture, Prepare, Progress, UsageError
 from opticus.transforms.prepare import prepare
 from opticus.verbs.models import create, load
 
@@ -82,6 +83,17 @@ def test_a_network_of_features_is_neither_trained_nor_saved() -> None:
     sum(objective(batch_of(), at("g")).values()).backward()
     assert features.weight.grad is None and not features.weight.requires_grad
     assert objective.network.final.weight.grad.abs().max() > 0
+
+
+def test_the_maps_of_a_vgg() -> None:
+    """phi_5,4: the fourth convolution after the fourth pooling, a sixteenth of the size."""
+    vgg = create("vgg/19", classes=0)
+    look = vgg54(vgg)
+    assert look(torch.rand(1, 3, 32, 32)).shape == (1, 512, 2, 2) and not any(p.requires_grad for p in vgg.parameters())
+    network = SRResNet(Config(scale=2, **SMALL))
+    assert float(SRGAN(network, features=look)(batch_of(side=16), at("all"))["content"].detach()) > 0
+    with pytest.raises(CapabilityError, match="five feature maps is needed, such as vgg/19, found Linear"):
+        vgg54(nn.Linear(2, 2))
 
 
 def test_the_game() -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from opticus.models.generative.stargan import Config, Discriminator, Domains, StarGAN
+from opticus.data.open import open_data
+from opticus.models.generative.stargan import Config, Discriminator, Domains, StarGAN, evaluate
 from opticus.structures import Batch, Classes, DataError, Picture, Progress, UsageError
 from opticus.transforms.prepare import prepare
 from opticus.verbs.models import create
@@ -101,6 +102,25 @@ def test_domains_at_prediction() -> None:
     assert a.shape == (32, 32, 3) and not torch.equal(a, b)
     pixels = prepare([Picture(picture)], one.prepare).pixels
     torch.testing.assert_close(one(pixels, torch.tensor([2])), two(pixels))
+
+
+def test_there_and_back_and_the_right_answers() -> None:
+    """A network that changes nothing loses nothing on the way back, and is as wrong as a copy is."""
+
+    class Copy(StarGAN):
+        def forward(self, pixels: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+            return pixels
+
+    data = open_data("tints", "test", count=9)
+    values, protocol = evaluate(Copy(Config(classes=3, size=32, width=4, blocks=1)), data)
+    one, two = (data[0].picture.pixels, data.answer(0, 1).pixels)
+    copy = -10 * ((one.float() - two.float()) / 255).square().mean().log10()
+    assert values["cycle"] == pytest.approx(60) and abs(values["PSNR"] - float(copy)) < 8 and protocol["pictures"] == 9
+    assert set(evaluate(Copy(Config(classes=10, size=28, width=4, blocks=1, channels=1)), open_data("digits", "val"))[0]) == {
+        "cycle"
+    }
+    with pytest.raises(DataError, match="a domain is needed, found NoneType"):
+        evaluate(Copy(Config(classes=3, size=32, width=4, blocks=1)), open_data("patches", "test", count=2))
 
 
 @pytest.mark.parametrize(

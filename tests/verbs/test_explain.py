@@ -55,6 +55,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "augmentations": {"model": "resnet/tiny", "data": "crops", "columns": 2},
     "numbers": {"data": "digits"},
     "masks": {"model": "mae/tiny", "data": "scenes", "limit": 2, "hide": "boxes", "visible": "pasted"},
+    "denoising": {"model": "ddpm/tiny", "data": "digits", "columns": 3, "steps": 3},
     "anchors": {"model": "retinanet/tiny", "data": "scenes", "index": 1},
     "objectness": {"model": "faster_rcnn/tiny", "data": "scenes"},
     "nms": {"model": "retinanet/tiny", "data": "scenes", "threshold": 0.0},

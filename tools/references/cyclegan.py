@@ -11,15 +11,19 @@ PICTURES = [[20, 28, 1], [20, 28, 2]]
 VIEWS = [["a", [[32, 32, seed] for seed in (1, 2, 3)]], ["b", [[32, 32, seed] for seed in (4, 5, 6)]]]
 
 
-def generator(channels, answer, width, blocks, dropout=False):
-    norm = networks().get_norm_layer("instance")
+def generator(channels, answer, width, blocks, dropout=False, kind="instance"):
+    norm = networks().get_norm_layer(kind)
     return networks().ResnetGenerator(channels, answer, width, norm, use_dropout=dropout, n_blocks=blocks)
 
 
 @torch.no_grad()
 def network_case(name, config, form="authors", old=False):
     channels, answer = config["channels"], config.get("other", config["channels"])
-    network = generator(channels, answer, config["width"], config["blocks"], "dropout" in config).double().eval()
+    network = (
+        generator(channels, answer, config["width"], config["blocks"], "dropout" in config, config.get("norm", "instance"))
+        .double()
+        .eval()
+    )
     state = fill_module(network)
     if old:  # the same tensors, and statistics that are to be dropped
         state = fill_module(stale(network).double())
@@ -40,10 +44,10 @@ def network_case(name, config, form="authors", old=False):
 class Training(nn.Module):
     """The four networks under the names that the authors' files have, and pools that are not full."""
 
-    def __init__(self, width, blocks, judges, layers):
+    def __init__(self, width, blocks, judges, layers, kind):
         super().__init__()
-        norm = networks().get_norm_layer("instance")
-        self.netG_A, self.netG_B = (generator(1, 1, width, blocks) for _ in range(2))
+        norm = networks().get_norm_layer(kind)
+        self.netG_A, self.netG_B = (generator(1, 1, width, blocks, kind=kind) for _ in range(2))
         self.netD_A, self.netD_B = (networks().NLayerDiscriminator(1, judges, layers, norm) for _ in range(2))
         for name in "ab":
             pool = nn.Module()
@@ -71,8 +75,8 @@ class Training(nn.Module):
         }
 
 
-def objective_case(phase):
-    training = Training(4, 1, 6, 2).double()
+def objective_case(phase, norm="instance"):
+    training = Training(4, 1, 6, 2, norm).double()
     state = fill_module(training)
     terms = training.terms(phase, *(pixels_of(pictures, 1) for _, pictures in VIEWS))
     sum(terms.values()).backward()
@@ -80,10 +84,10 @@ def objective_case(phase):
     squares = [p.grad.square().sum() for side in sides for p in side.parameters()]
     outputs = {f"objective.{name}": term.detach().reshape(1) for name, term in terms.items()}
     return {
-        "name": f"loss, phase {phase}",
+        "name": f"loss, phase {phase}, {norm} norm",
         "format": "authors",
         "variant": "resnet9",
-        "config": {"channels": 1, "width": 4, "blocks": 1, "size": 32, "pair": True},
+        "config": {"channels": 1, "width": 4, "blocks": 1, "size": 32, "pair": True, "norm": norm},
         "state": state,
         "constants": {f"pool_{name}.{key}": values for name in "ab" for key, values in (("kept", []), ("filled", [0]))},
         "objective": {"options": {"layers": 2, "width": 6}, "views": VIEWS, "at": [3, 0, 40, 1, phase]},
@@ -116,6 +120,13 @@ def tiny():
         network_case("three blocks", {"channels": 3, "width": 6, "blocks": 3}),
         network_case("other channels", {"channels": 1, "other": 3, "width": 4, "blocks": 1}),
         network_case("dropout layout", {"channels": 1, "width": 4, "blocks": 2, "dropout": 0.5}, "authors-dropout"),
+        network_case("batch norm", {"channels": 1, "width": 4, "blocks": 2, "norm": "batch"}),
+        network_case(
+            "batch norm, dropout layout",
+            {"channels": 1, "width": 4, "blocks": 1, "dropout": 0.5, "norm": "batch"},
+            "authors-dropout",
+        ),
+        network_case("no norm", {"channels": 1, "width": 4, "blocks": 2, "norm": "none"}),
         network_case("stale statistics", {"channels": 1, "width": 4, "blocks": 2}, "authors-old", old=True),
         network_case(
             "stale statistics and dropout",
@@ -125,6 +136,8 @@ def tiny():
         ),
         objective_case("g"),
         objective_case("d"),
+        objective_case("g", "batch"),
+        objective_case("d", "batch"),
         prepared(),
     ]
 

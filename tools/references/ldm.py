@@ -137,11 +137,11 @@ def tiny():
     three = {**two, "attention_resolutions": [1, 4], "channel_mult": [1, 2, 1], "num_heads": -1, "num_head_channels": 64}
     hub = {"channels": 3, "width": 128, "multiples": (1, 2, 1), "factors": (1, 4), "context": 24}
     return [
-        theirs("labels", "tiny", {**small, "classes": 6, "context": 20}, {**two, "context_dim": 20}, [0, 0, 0], [0, 5, 6], classes=6),
-        theirs("later times", "tiny", {**small, "context": 20}, {**two, "context_dim": 20}, [2, 37]),
-        theirs("wide heads", "tiny", wide, {**three, "context_dim": 24, "legacy": False}, [0, 0]),
-        theirs_in_diffusers("diffusers", "tiny", {**wide, "heads": 4}, {**hub, "heads": 4}, [0, 0]),
-        theirs_in_diffusers("diffusers, linear", "tiny", wide, {**hub, "heads": 0, "linear": True}, [0, 0]),
+        theirs("labels", "tiny-pixels", {**small, "classes": 6, "context": 20}, {**two, "context_dim": 20}, [0, 0, 0], [0, 5, 6], classes=6),
+        theirs("later times", "tiny-pixels", {**small, "context": 20}, {**two, "context_dim": 20}, [2, 37]),
+        theirs("wide heads", "tiny-pixels", wide, {**three, "context_dim": 24, "legacy": False}, [0, 0]),
+        theirs_in_diffusers("diffusers", "tiny-pixels", {**wide, "heads": 4}, {**hub, "heads": 4}, [0, 0]),
+        theirs_in_diffusers("diffusers, linear", "tiny-pixels", wide, {**hub, "heads": 0, "linear": True}, [0, 0]),
     ]  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def parameters():
 
 
 def full():
-    config = {"latent": [4, 16, 16]}
-    yield theirs("sd1", "sd1", {**config, "context": 768}, {"num_res_blocks": 2, **PUBLISHED["sd1"]}, [501], dtype=torch.float32)
+    config, settings = {"latent": [3, 16, 16]}, {"num_res_blocks": 2, **PUBLISHED["cin256"]}
+    yield theirs("cin256", "cin256", {**config, "context": 512}, settings, [501], [207], classes=1000, dtype=torch.float32)
     stable = {"channels": 4, "width": 320, "multiples": (1, 2, 4, 4), "factors": (1, 2, 4), "heads": 8, "context": 768}
-    yield theirs_in_diffusers("sd1", "sd1", {**config, "context": 768}, stable, [501], torch.float32)
+    yield theirs_in_diffusers("sd1", "sd1", {"latent": [4, 16, 16], "context": 768}, stable, [501], torch.float32)

@@ -43,6 +43,7 @@ EMBEDDED = (
     "textures",
     "patches",
     "tints",
+    "tints-equal",
     "videos",
     "views",
     "copies",
@@ -232,6 +233,7 @@ def _embedded(name: str, split: str, options: dict[str, Any]) -> Source:
         "daynight": DayNight,
         "patches": Patches,
         "tints": Tints,
+        "tints-equal": functools.partial(Tints, equal=True),
     }
     makers |= {f"scenes-{kind}": functools.partial(Scenes, challenge=kind) for kind in HARDER}
     if name in ("views", "copies"):

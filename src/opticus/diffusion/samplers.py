@@ -192,13 +192,13 @@ class Known(NamedTuple):
 @torch.no_grad()
 def draw(
     denoise: Denoise, start: Tensor, rule: Rule, noise: Noise | None = None, *, predicts: str = "eps", clip: float | None = None,
-    known: Known | None = None, progress: Callable[[int, int, Tensor], None] | None = None,
+    known: Known | None = None, progress: Callable[[int, int], None] | None = None, watch: Callable[[Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """Pictures from `start` (B, ...), standard normal numbers, in as many steps as the rule's grid has.
 
     `denoise(x, times)` answers with what `predicts` names; the predicted picture is cut to [-clip, clip]; further chance comes from `noise`
-    (UsageError if a rule needs it and there is none); `known` is kept; `progress(done, steps, picture)` is told the predicted picture after every
-    step. Computed in start's type.
+    (UsageError if a rule needs it and there is none); `known` is kept; `progress(done, steps)` is called after every step, `watch`
+    with the predicted picture. Computed in start's type.
     """
 
     def chance() -> Tensor:
@@ -219,7 +219,9 @@ def draw(
         if known is not None:
             x = known.put(x, float(places.signal[i + 1]), float(places.noise[i + 1]), chance)
         if progress is not None:
-            progress(i + 1, len(places), found.picture)
+            progress(i + 1, len(places))
+        if watch is not None:
+            watch(found.picture)
     return x
 
 

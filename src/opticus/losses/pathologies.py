@@ -26,7 +26,7 @@ LEAST_SPREAD = 0.3  # of the real pictures' deviation
 LEAST_NEAREST = 0.05  # of the distance between a real picture and its nearest neighbour
 LEAST_COVERAGE = 1 / 3  # of the best coverage so far
 LEAST_RECALL = 0.75  # of known modes
-LEAST_PULL = 0.02  # of the generator's early gradient
+LEAST_PULL = 0.05  # of the generator's early gradient
 TOLD_APART = 0.98
 MOST_SWING = 0.35  # of the real pictures' deviation
 RHYTHM = 0.5
@@ -176,7 +176,7 @@ class Health(nn.Module):
 
     def alarm(self, figures: Mapping[str, float]) -> str | None:
         """The first thing that is wrong, in words that follow `WARNS`."""
-        return self._collapse(figures) or _silence(figures) or _circles(figures)
+        return _silence(figures) or self._collapse(figures) or _circles(figures)
 
     def _collapse(self, figures: Mapping[str, float]) -> str | None:
         if self.modes:

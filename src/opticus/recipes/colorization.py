@@ -57,6 +57,26 @@ def small(model: str, data: Dataset, loss: str = "classes") -> Recipe:
     )
 
 
+def ambiguous(model: str, loss: str, steps: int = 400) -> Recipe:
+    """Digits whose colour their grey picture does not tell: "squared" answers the mean, which is grey, "adversarial" a colour."""
+    rule = Optim("adam", lr=1e-3, weight_decay=0.0, clip=1.0)
+    quick = Optim("adam", lr=2e-3, weight_decay=0.0, betas=(0.5, 0.999))
+    slow = Optim("adam", lr=1e-3, weight_decay=0.0, betas=(0.5, 0.999))
+    return Recipe(
+        model,
+        "grey:tints-equal",
+        options={"loss": loss},
+        batch=16,
+        steps=steps,
+        optim={"d": quick, "g": slow} if loss == "adversarial" else {"all": rule},
+        schedules=(Schedule("cosine", warmup=0.05, end=0.05),),
+        average=0.95,
+        workers=1,
+        evaluate_every=0,
+        note="minutes on one core; what is compared is the chroma of the answers with that of the digits",
+    )
+
+
 def published(model: str) -> Recipe:
     """The paper's: ImageNet, Adam with betas 0.9 and 0.99, 3.16e-5 falling to 1e-5 and 3.16e-6 on plateaus."""
     return Recipe(

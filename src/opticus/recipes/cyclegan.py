@@ -23,17 +23,20 @@ def default(model: str, data: Dataset) -> Recipe:
 
 
 def small(model: str, changes: dict[str, Any]) -> Recipe:
-    """Pictures of 32x32 pixels, mirrored; the discriminators see patches of 16x16."""
+    """Pictures of 32x32 pixels, mirrored; the discriminators see patches of 16x16.
+
+    Batch norm, since a patch of a photograph may be of one brightness, which instance norm takes away.
+    """
     size = zoo.config_of(model).size
     return Recipe(
         model,
         "daynight",
-        changes=changes,
+        changes={"norm": "batch", **changes},
         options={"layers": 1, "width": 32},
         transforms=(InEach((Resize((size, size)), Flip())),),
-        batch=8,
-        steps=1000,
-        optim={side: Optim("adam", lr=1e-3, weight_decay=0.0, betas=(0.5, 0.999)) for side in ("g", "d")},
+        batch=4,
+        steps=1500,
+        optim={side: Optim("adam", lr=2e-3, weight_decay=0.0, betas=(0.5, 0.999)) for side in ("g", "d")},
         schedules=(Schedule("linear", hold=0.5),),
         average=0.99,
         precision="bf16",

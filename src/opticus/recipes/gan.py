@@ -13,7 +13,9 @@ def default(model: str, data: Dataset) -> Recipe:
     """Small pictures for "tiny", the reference's training for the others."""
     channels = data[0].picture.pixels.shape[2]
     if model.endswith("/tiny"):
-        return drawings(model, channels, zoo.config_of(model, {"channels": channels}).size, steps=3000, batch=64, lr=1e-3)
+        return drawings(
+            model, channels, zoo.config_of(model, {"channels": channels}).size, steps=4500, batch=64, lr=1e-3, precision="fp32"
+        )
     return mnist(model, channels)
 
 

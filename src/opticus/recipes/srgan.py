@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from opticus.structures import Dataset
+from torch import Tensor, nn
+
+from opticus.structures import Backbone, CapabilityError, Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
 from opticus.transforms.pairs import CropPair, FlipPair
 
@@ -24,7 +27,7 @@ def small(model: str) -> Recipe:
         "x2:patches",
         transforms=(CropPair((16, 16)), FlipPair(vertical=0.5, turn=0.5)),
         batch=16,
-        steps=2000,
+        steps=3000,
         optim={"all": Optim("adam", lr=3e-3, weight_decay=0.0, clip=1.0)},
         schedules=(Schedule("cosine", warmup=0.05, end=0.01),),
         average=0.99,
@@ -56,6 +59,17 @@ def adversarial(model: str, weights: str, features: Any = None, steps: int = 600
         evaluate_every=0,
         note=f"SRGAN after {weights}; with pixels as content the paper calls it SRGAN-MSE",
     )
+
+
+def vgg54(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`features` of the paper's best SRGAN: the last maps before the fifth pooling of a trained VGG-19 (eq. 5, phi_5,4).
+
+    Such as `adversarial("srgan/x4", "...", vgg54(opticus.load("vgg/19:imagenet1k_v1")))`; CapabilityError without five maps.
+    """
+    if not isinstance(network, Backbone) or len(network.widths) < 5:
+        raise CapabilityError(f"srgan: a network with five feature maps is needed, such as vgg/19, found {type(network).__name__}")
+    network.eval().requires_grad_(False)
+    return lambda pixels: network.features(pixels)[4]
 
 
 def published(model: str) -> Recipe:

@@ -21,6 +21,7 @@ from opticus.verbs.explain_attention_masks import attention_mask, attention_poin
 from opticus.verbs.explain_boxes import anchors, focal, gallery, objectness, suppression
 from opticus.verbs.explain_centring import centring
 from opticus.verbs.explain_cycle import cycle
+from opticus.verbs.explain_denoising import denoising
 from opticus.verbs.explain_field import receptive_field
 from opticus.verbs.explain_gradcam import gradcam
 from opticus.verbs.explain_layers import title_of
@@ -67,6 +68,7 @@ KINDS: dict[str, Kind] = {
     "augmentations": Kind(augmentations, "one", "Augmentations of a recipe"),
     "numbers": Kind(numbers, "none", "A picture as numbers"),
     "masks": Kind(masks, "one", "Hidden patches restored"),
+    "denoising": Kind(denoising, "one", "Noise added and taken away"),
     "anchors": Kind(anchors, "one", "Anchors"),
     "objectness": Kind(objectness, "one", "Objectness of the proposal network"),
     "nms": Kind(suppression, "one", "Before and after suppression"),

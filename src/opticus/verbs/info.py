@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opticus import zoo
-from opticus.structures import Backbone, Prepare, UsageError
+from opticus.structures import Backbone, Images, Prepare, UsageError
 from opticus.verbs.models import Card, create, load
 
 WIDEST = 4096  # pixels: receptive fields beyond this are reported as the whole picture
@@ -99,6 +99,13 @@ def _input_size(prepare: Prepare, size: int | None) -> tuple[int, int]:
     return (512, 512) if prepare.resize == "none" else prepare.size
 
 
+def _inputs(name: str, network: nn.Module, pixels: Tensor) -> tuple[Tensor, ...]:
+    """What the network's forward takes for a picture: the picture, or what its paper says (`inputs`), such as latents."""
+    own = getattr(zoo.paper(zoo.split(name)[0]), "inputs", None)
+    images = Images(pixels, None, torch.eye(3)[None], ((int(pixels.shape[2]), int(pixels.shape[3])),))
+    return (pixels,) if own is None else own(network, images)
+
+
 def operations(name: str, network: nn.Module, size: tuple[int, int]) -> int:
     """Floating-point operations of one forward pass at batch 1, counted on the meta device (torch's counter).
 
@@ -112,7 +119,8 @@ def operations(name: str, network: nn.Module, size: tuple[int, int]) -> int:
         counter = FlopCounterMode(display=False)
         try:
             with counter:
-                zoo.meta(name, config).eval()(torch.empty(1, channels, *size, device="meta"))
+                twin = zoo.meta(name, config).eval()
+                twin(*_inputs(name, twin, torch.empty(1, channels, *size, device="meta")))
             return counter.get_total_flops()
         except RuntimeError:  # there are no data on the meta device
             pass
@@ -124,7 +132,7 @@ def operations(name: str, network: nn.Module, size: tuple[int, int]) -> int:
     network.eval()
     try:
         with counter, torch.no_grad():
-            network(pixels, regions=(boxes,)) if given else network(pixels)
+            network(pixels, regions=(boxes,)) if given else network(*_inputs(name, network, pixels))
     finally:
         network.train(mode)
     return counter.get_total_flops()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from opticus import zoo
 from opticus.data.open import open_data
 from opticus.structures import Part, TrainError, UsageError
 from opticus.training.recipe import Recipe, to_json
@@ -29,7 +30,9 @@ def pretrain(network: Model, field: str, recipe: Recipe, folder: Path, train: Ca
         raise TrainError(f"{folder}: holds a {field} trained by another recipe; remove it, or use another out=")
     if not (folder / "passport.json").is_file():
         changes = {key: value for key, value in part.changes.items() if key != "classes"}
-        inner = create(part.name, classes=len(open_data(recipe.data, "train").names), **changes)
+        if "classes" in type(zoo.config_of(part.name)).__dataclass_fields__:
+            changes["classes"] = len(open_data(recipe.data, "train").names)
+        inner = create(part.name, **changes)
         cast(Any, inner).prepare = dataclasses.replace(inner.prepare, resize="none", crop=None)
         train(inner, recipe.data, recipe=recipe, out=folder, resume=begun, quiet=quiet)
     load_part(network, field, folder)

@@ -24,7 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 # keys under which training scripts keep a state dict, the one to prefer first: averaged weights are the ones that were published
 CONTAINERS = (
-    *("model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher", "avgG", "generator_smooth"),
+    *("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema", "teacher", "avgG", "generator_smooth"),
     *("model", "state_dict", "model_state_dict", "model_state", "network", "net", "module", "params", "student", "target_encoder"),
 )
 # prefixes of wrappers around the network: all keys of a table, or the part of a table that is the network itself

@@ -1,7 +1,8 @@
 """`tints`: 32x32 colour pictures of handwritten digits that are red, green or blue: domains whose translation has a known answer.
 
 A picture is a digit over a ground of one grey, both brightnesses drawn; its class is the digit's colour. What a picture looks like in
-another domain is a formula of the same numbers: `Tints.answer`. Splits share no digit sample.
+another domain is a formula of the same numbers: `Tints.answer`. Splits share no digit sample. In "tints-equal" the three colours are
+equally light, so that a grey picture does not tell which it was: the mean of what it may have been is grey.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from opticus.data.embedded.material import MATERIAL, SPLITS, digit_indices, glyph
 from opticus.data.records import Boxes, digest
+from opticus.ops.lab import to_rgb
 from opticus.structures import Classes, DataError, Picture, Sample, Task
 
 VERSION = 1
@@ -23,6 +25,8 @@ COUNTS = {"train": 3000, "val": 300, "test": 600}
 NAMES = ("red", "green", "blue")
 GROUND = (0.05, 0.45)  # range of the ground's grey, of 1
 BRIGHT = (0.65, 1.0)  # range of the digit's brightest channel; the two others have an eighth of it
+EQUAL = ((40.0, 23.0), (-40.0, 23.0), (0.0, -46.0))  # a and b of colours of equal lightness and strength
+LIGHT = (52.0, 68.0)  # range of their lightness L, of 100
 
 
 class Tints:
@@ -34,15 +38,15 @@ class Tints:
     splits: tuple[str, ...] = SPLITS
     boxes: Boxes | None = None
 
-    def __init__(self, split: str = "train", *, count: int | None = None, seed: int = 0) -> None:
+    def __init__(self, split: str = "train", *, count: int | None = None, seed: int = 0, equal: bool = False) -> None:
         if split not in COUNTS:
             raise DataError(f"tints has the splits {', '.join(COUNTS)}, found {split!r}")
         if count is not None and count < 1:
             raise DataError(f"tints: count must be at least 1, found {count}")
         self.split: str = split
-        self.seed = seed
+        self.seed, self.equal = seed, equal
         self.count = COUNTS[split] if count is None else count
-        self.hash: str = digest(f"tints {VERSION} {MATERIAL} {seed} {split} {self.count}")
+        self.hash: str = digest(f"tints {VERSION} {MATERIAL} {seed} {split} {self.count} {equal}")
 
     def __len__(self) -> int:
         return self.count
@@ -77,6 +81,11 @@ class Tints:
         u: list[float] = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
         rows = digit_indices(self.split)
         cover = np.asarray(glyph(int(rows[int(u[0] * len(rows))]), SIDE), np.float64)[..., None] / 255
+        if self.equal:
+            light = 100 * (GROUND[0] + u[1] * (GROUND[1] - GROUND[0]))
+            lab = cover * np.asarray([LIGHT[0] + u[2] * (LIGHT[1] - LIGHT[0]), *EQUAL[domain]]) + (1 - cover) * [light, 0.0, 0.0]
+            rgb = to_rgb(torch.from_numpy(lab).permute(2, 0, 1)[None])[0]
+            return (255 * rgb).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
         ground = GROUND[0] + u[1] * (GROUND[1] - GROUND[0])
         ink = np.full(3, (BRIGHT[0] + u[2] * (BRIGHT[1] - BRIGHT[0])) / 8)
         ink[domain] *= 8

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,8 @@ TASK: Task = "reconstruct"
 PREPARE = Prepare(resize="fixed", size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 ROLES = ("a", "b", "c", "d")  # the domains of several decoders, as the views of a batch call them
+Noisy = Literal["none", "gaussian", "masking", "tone"]
+NOISES: tuple[Noisy, ...] = get_args(Noisy)
 FAINT = 0.01  # a unit is active where it is above this share of the batch's largest activation
 
 
@@ -185,18 +187,22 @@ NETWORK = Autoencoder
 # --- objective ---------------------------------------------------------------------------------------------------------
 
 
-def corrupted(
-    pixels: Tensor, kind: Literal["none", "gaussian", "masking"], amount: float, chance: Tensor, dark: float = -1.0
-) -> Tensor:
+def corrupted(pixels: Tensor, kind: Noisy, amount: float, chance: Tensor, dark: float = -1.0) -> Tensor:
     """What the encoder is shown instead of a picture (Vincent 2008, section 2.3).
 
     `chance` (B, C, H, W) are standard normal numbers for "gaussian" (deviation `amount`, in the network's normalisation) and uniform
-    ones for "masking" (a share `amount` of the pixels becomes `dark`).
+    ones for the others. "masking": a share `amount` of the pixels becomes `dark`. "tone" (for [-1, 1] pixels, an augmentation of face
+    swapping): a share of the contrast, at most `amount`, is lost, what is left lies anywhere in [-1, 1], and half the pictures are negatives.
     """
     if kind == "gaussian":
         return pixels + amount * chance
     if kind == "masking":
         return torch.where(chance < amount, torch.full_like(pixels, dark), pixels)
+    if kind == "tone":
+        flat = chance.flatten(1)
+        first, last = (flat[:, i].reshape(-1, 1, 1, 1) for i in (0, -1))
+        gain = 1 - amount * (2 * first % 1)
+        return torch.where(first < 0.5, pixels, -pixels) * gain + (2 * last - 1) * (1 - gain)
     return pixels
 
 
@@ -214,19 +220,20 @@ class Reconstruction(nn.Module):
     """
 
     def __init__(
-        self, network: Autoencoder, *, noise: Literal["none", "gaussian", "masking"] = "none", amount: float = 0.0,
+        self, network: Autoencoder, *, noise: Noisy = "none", amount: float = 0.0,
         sparsity: float = 0.0, penalty: Literal["l1", "l2"] = "l1",
     ) -> None:  # fmt: skip
         super().__init__()
-        if noise not in ("none", "gaussian", "masking"):
-            raise UnknownNameError("noise", noise, ("none", "gaussian", "masking"))
+        if noise not in NOISES:
+            raise UnknownNameError("noise", noise, NOISES)
         if penalty not in ("l1", "l2"):
             raise UnknownNameError("penalty", penalty, ("l1", "l2"))
-        if amount < 0 or sparsity < 0 or (noise == "masking" and amount >= 1):
+        if amount < 0 or sparsity < 0 or (noise in ("masking", "tone") and amount >= 1):
             raise UsageError(
-                f"autoencoder: amount and sparsity must not be negative and a masked share is below 1, found {amount} and {sparsity}"
+                f"autoencoder: amount and sparsity must not be negative and a share is below 1, found {amount} and {sparsity}"
             )
-        self.network, self.noise, self.amount = network, noise, amount
+        self.network, self.amount = network, amount
+        self.noise: Noisy = noise
         self.sparsity, self.penalty = sparsity, penalty
         self._codes: Tensor | None = None
 
@@ -279,7 +286,7 @@ class Reconstruction(nn.Module):
 
 
 def objective(network: Autoencoder, **options: Any) -> Reconstruction:
-    """`noise` ("none", "gaussian", "masking") of an `amount`, `sparsity` (lambda) with its `penalty` ("l1", "l2")."""
+    """`noise` ("none", "gaussian", "masking", "tone") of an `amount`, `sparsity` (lambda) with its `penalty` ("l1", "l2")."""
     return Reconstruction(network, **options)
 
 

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opticus.layers.patchgan import PatchGAN, normal_weights
+from opticus.layers.patchgan import Norm, PatchGAN, normal_weights
 from opticus.losses import adversarial
 from opticus.losses.pictures import mean, pictures, view_of
 from opticus.structures import Batch, CapabilityError, Images, Picture, Prepare, Progress, Task, UsageError, Weights
@@ -42,13 +42,17 @@ PREPARE = rule_of(3, 256)
 
 @dataclass(frozen=True)
 class Config:
-    """`channels` of domain a and of domain b (`other`; None: as many). A `pair` has both generators, and `direction` says which answers."""
+    """`channels` of domain a and of domain b (`other`; None: as many). A `pair` has both generators, and `direction` says which answers.
+
+    Instance norm takes away how bright a whole picture is; where that is to be kept, as in small pictures of one surface, take "batch".
+    """
 
     size: int = 256
     channels: int = 3
     other: int | None = None
     width: int = 64
     blocks: int = 9
+    norm: Literal["instance", "batch", "none"] = "instance"
     dropout: float = 0.0
     pair: bool = False
     direction: Literal["ab", "ba"] = "ab"
@@ -65,37 +69,45 @@ class Config:
 # --- network -----------------------------------------------------------------------------------------------------------
 
 
+def norm_of(config: Config) -> Norm:
+    """The kind of norm that a Config asks for; a convolution before it has a bias where the norm is "instance"."""
+    return {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": lambda _: nn.Identity()}[config.norm]
+
+
 class Block(nn.Module):
     """x + norm(conv(relu(norm(conv(x))))), with reflected borders (appendix 7.2: R256)."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        first: list[nn.Module] = [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width)]
+        width, norm, bias = 4 * config.width, norm_of(config), config.norm == "instance"
         relu = nn.ReLU(inplace=True)
-        active = nn.Sequential(relu, nn.Dropout(dropout)) if dropout else relu  # one place either way: keys do not depend on it
-        self.conv_block = nn.Sequential(*first, active, nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width))
+        # one place with or without dropout: keys do not depend on it
+        active = nn.Sequential(relu, nn.Dropout(config.dropout)) if config.dropout else relu
+        first, second = ([nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3, bias=bias), norm(width)] for _ in range(2))
+        self.conv_block = nn.Sequential(*first, active, *second)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_block(x)
 
 
 class Generator(nn.Module):
-    """c7s1-64, d128, d256, residual blocks, u128, u64, c7s1-3 (appendix 7.2), instance norm, tanh."""
+    """c7s1-64, d128, d256, residual blocks, u128, u64, c7s1-3 (appendix 7.2), tanh."""
 
-    def __init__(self, channels: int, answer: int, width: int, blocks: int, dropout: float) -> None:
+    def __init__(self, config: Config, channels: int, answer: int) -> None:
         super().__init__()
+        width, norm, bias = config.width, norm_of(config), config.norm == "instance"
         model: list[nn.Module] = [
             nn.ReflectionPad2d(3),
-            nn.Conv2d(channels, width, 7),
-            nn.InstanceNorm2d(width),
+            nn.Conv2d(channels, width, 7, bias=bias),
+            norm(width),
             nn.ReLU(inplace=True),
         ]
         for wide in (2 * width, 4 * width):
-            model += [nn.Conv2d(wide // 2, wide, 3, 2, 1), nn.InstanceNorm2d(wide), nn.ReLU(inplace=True)]
-        model += [Block(4 * width, dropout) for _ in range(blocks)]
+            model += [nn.Conv2d(wide // 2, wide, 3, 2, 1, bias=bias), norm(wide), nn.ReLU(inplace=True)]
+        model += [Block(config) for _ in range(config.blocks)]
         for wide in (2 * width, width):
-            widen = nn.ConvTranspose2d(2 * wide, wide, 3, 2, 1, output_padding=1)
-            model += [widen, nn.InstanceNorm2d(wide), nn.ReLU(inplace=True)]
+            widen = nn.ConvTranspose2d(2 * wide, wide, 3, 2, 1, output_padding=1, bias=bias)
+            model += [widen, norm(wide), nn.ReLU(inplace=True)]
         self.model = nn.Sequential(*model, nn.ReflectionPad2d(3), nn.Conv2d(width, answer, 7), nn.Tanh())
         normal_weights(self)
 
@@ -119,8 +131,8 @@ class CycleGAN(nn.Module):
         a, b = config.channels, config.channels if config.other is None else config.other
         into, out = (a, b) if config.direction == "ab" else (b, a)
         self._prepare, self.produces = rule_of(into, config.size), rule_of(out, config.size)
-        self.generator = Generator(a, b, config.width, config.blocks, config.dropout)
-        self.reverse = Generator(b, a, config.width, config.blocks, config.dropout) if config.pair else None
+        self.generator = Generator(config, a, b)
+        self.reverse = Generator(config, b, a) if config.pair else None
 
     @property
     def prepare(self) -> Prepare:
@@ -260,9 +272,10 @@ class Cycle(nn.Module):
                 f"cyclegan: the identity loss needs domains of as many channels, found {self.a} and {self.b}: identity=0"
             )
         self.network, self.cycle, self.identity, self.rule = network, cycle, identity, adversarial.rule(rule)
-        self.own = Generator(self.b, self.a, config.width, config.blocks, config.dropout) if network.reverse is None else None
+        self.own = Generator(config, self.b, self.a) if network.reverse is None else None
         self.judge_a, self.judge_b = (
-            PatchGAN(channels, nn.InstanceNorm2d, width=width, layers=layers, bias=True) for channels in (self.a, self.b)
+            PatchGAN(channels, norm_of(config), width=width, layers=layers, bias=config.norm == "instance")
+            for channels in (self.a, self.b)
         )
         for judge in (self.judge_a, self.judge_b):
             normal_weights(judge)
@@ -303,7 +316,8 @@ class Cycle(nn.Module):
             )
         there, back, weight = self.network.generator, self.reverse, self.cycle * self.identity
         terms: dict[str, Tensor] = {}
-        if weight and a.shape == b.shape:  # one pass for fake and identity: the norms see pictures one by one
+        alone = self.network.config.norm != "batch"  # norms that see pictures one by one: one pass for fake and identity
+        if weight and alone and a.shape == b.shape:
             (fake_b, same_b), (fake_a, same_a) = there(torch.cat([a, b])).chunk(2), back(torch.cat([b, a])).chunk(2)
         else:
             fake_b, fake_a = there(a), back(b)
@@ -359,17 +373,18 @@ def objective(network: CycleGAN, **options: Any) -> Cycle:
 # --- variants and weights ------------------------------------------------------------------------------------------------
 
 VARIANTS: dict[str, Config] = {
-    "tiny": Config(size=32, width=16, blocks=3, pair=True),
+    "tiny": Config(size=32, width=12, blocks=2, pair=True),
     "resnet6": Config(size=128, blocks=6),
     "resnet9": Config(),
 }
 PARAMETERS: dict[str, int] = {"resnet6": 7_837_699, "resnet9": 11_378_179}  # counted by the reference
 OVERFIT = {"observable": "realness", "samples": 2, "lr": 2e-3, "options": {"layers": 2, "width": 16}}
 
-_PLAIN = Names(rename(r"(model\.\d+\.(?:conv_block\.[15]\.)?(?:weight|bias))", r"generator.\1"))
-_DROPOUT = Names(  # a generator made with dropout, which moves the second convolution of a block
+_PLAIN = Names(rename(r"model\..+", r"generator.\g<0>"))
+_DROPOUT = Names(  # a generator made with dropout, which moves the second convolution of a block and its norm
     rename(r"(model\.\d+\.conv_block\.)6(\.\w+)", r"generator.\g<1>5\2"),
-    rename(r"(model\.\d+\.(?:conv_block\.1\.)?(?:weight|bias))", r"generator.\1"),
+    rename(r"(model\.\d+\.conv_block\.)7(\.\w+)", r"generator.\g<1>6\2"),
+    rename(r"(model\.\d+\.(?:conv_block\.[12]\.)?\w+)", r"generator.\1"),
 )
 _STALE = Names(
     drop(r".+\.(?:running_mean|running_var|num_batches_tracked)")

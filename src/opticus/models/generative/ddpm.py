@@ -294,9 +294,13 @@ class DDPM(nn.Module):
             raise UsageError("ddpm: the network has neither classes nor a given picture, but was told a condition")
         return self.unet(pixels, time)
 
-    def encoded(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def encoded(self, pixels: Float[Tensor, "B C H W"], *, learn: bool = False) -> Float[Tensor, "B C H W"]:
         """What noise is added to: the pixels themselves."""
         return pixels
+
+    def decoded(self, latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The pictures of what noise was added to."""
+        return latents
 
     def nothing(self, count: int) -> Int[Tensor, "n"]:
         """The label that says "no class", `count` times."""
@@ -321,7 +325,7 @@ class DDPM(nn.Module):
     def sample(
         self, noise: Noise, *, condition: Tensor | None = None, steps: int | None = None, sampler: str = "ddim", guidance: float = 1.0,
         eta: float = 0.0, variance: str = "small", known: Known | None = None,
-        progress: Callable[[int, int, Tensor], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, watch: Callable[[Tensor], None] | None = None,
     ) -> Float[Tensor, "n C H W"]:  # fmt: skip
         """Pictures in [-1, 1], one per sample of `noise`: with a `sampler` of `diffusion.samplers` in `steps` steps (50; all times for
         "ddpm").
@@ -334,8 +338,9 @@ class DDPM(nn.Module):
             condition = noise.integers(self.config.classes)
         denoise = self._denoiser(condition, start, guidance)
         return walk(
-            self, denoise, start, noise, sampler, steps, eta=eta, variance=variance, clip=1.0, known=known, progress=progress
-        )
+            self, denoise, start, noise, sampler, steps,
+            eta=eta, variance=variance, clip=1.0, known=known, progress=progress, watch=watch,
+        )  # fmt: skip
 
     def _denoiser(self, condition: Tensor | None, start: Tensor, guidance: float) -> Denoise:
         count = len(start)
@@ -388,7 +393,7 @@ def discretised(pixels: Tensor, centre: Tensor, deviation: float) -> Float[Tenso
 
 def walk(
     network: Any, denoise: Denoise, start: Tensor, noise: Noise | None, name: str, steps: int | None, *, eta: float = 0.0,
-    variance: str = "small", clip: float | None = None, known: Known | None = None, progress: Any = None,
+    variance: str = "small", clip: float | None = None, known: Known | None = None, progress: Any = None, watch: Any = None,
 ) -> Tensor:  # fmt: skip
     """`diffusion.samplers.draw` along the path of a network in evaluation mode; 50 steps, or all times for "ddpm", where none are named."""
     count = (network.TIMES if name == "ddpm" else 50) if steps is None else steps
@@ -396,7 +401,9 @@ def walk(
     training = network.training
     network.eval()
     try:
-        return draw(denoise, start, rule, noise, predicts=network.config.predicts, clip=clip, known=known, progress=progress)
+        return draw(
+            denoise, start, rule, noise, predicts=network.config.predicts, clip=clip, known=known, progress=progress, watch=watch
+        )
     finally:
         network.train(training)
 
@@ -426,7 +433,7 @@ class Denoising(nn.Module):
     pictures (latent diffusion) makes them by its `encoded`.
     """
 
-    def __init__(self, network: DDPM, unlabelled: float = 0.1, hides: Literal["", "detail", "part"] = "", factor: int = 4) -> None:
+    def __init__(self, network: Any, unlabelled: float = 0.1, hides: Literal["", "detail", "part"] = "", factor: int = 4) -> None:
         super().__init__()
         wanted = {"": 0, "detail": network.channels, "part": network.channels + 1}
         if hides not in wanted or wanted[hides] != network.config.given:
@@ -446,7 +453,7 @@ class Denoising(nn.Module):
 
     def forward(self, batch: Batch, at: Progress) -> dict[str, Tensor]:
         """Times and noise from torch's generator (algorithm 1)."""
-        pixels = self.network.encoded(pixels_of(batch))
+        pixels = self.network.encoded(pixels_of(batch), learn=True)
         times = torch.randint(self.network.TIMES, (len(pixels),), device=pixels.device)
         return {"noise": mean(self.errors(pixels, times, torch.randn_like(pixels), self._condition(batch, pixels)), batch)}
 

@@ -223,12 +223,12 @@ class LDM(nn.Module):
     # --- codes ----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encoded(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """What noise is added to: the code of pictures, scaled; the scale is measured on the first batch of a training."""
+    def encoded(self, pixels: Float[Tensor, "B C H W"], *, learn: bool = False) -> Float[Tensor, "B D h w"]:
+        """What noise is added to: the code of pictures, scaled; `learn` measures the scale where it is not known yet."""
         if self.autoencoder is None:
             return pixels
         codes = cast(Any, self.autoencoder).encode(pixels).to(pixels.dtype)
-        if self.training and float(self.scale_factor) == 0:
+        if learn and float(self.scale_factor) == 0:
             self.scale_factor.copy_(1 / codes.float().std())
         return codes * self._scale()
 
@@ -261,7 +261,7 @@ class LDM(nn.Module):
     def sample(
         self, noise: Noise, *, condition: Tensor | None = None, steps: int | None = None, sampler: str = "ddim", guidance: float = 1.0,
         without: Tensor | None = None, eta: float = 0.0, known: Known | None = None,
-        progress: Callable[[int, int, Tensor], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Float[Tensor, "n C H W"]:  # fmt: skip
         """Pictures, one per sample of `noise`, in `steps` steps (50; all times for "ddpm") of a `sampler` of `diffusion.samplers`.
 
@@ -319,7 +319,10 @@ def objective(network: LDM, **options: Any) -> Denoising:
 
 _SMALL = Config((1, 16, 16), 32, (1, 2, 2), 1, (2,), 2, 0, predicts="v")
 VARIANTS: dict[str, Config] = {
-    "tiny": replace(_SMALL, context=64, classes=10),
+    "tiny": replace(
+        _SMALL, latent=(1, 4, 4), width=64, multiples=(1, 2), attention=(1, 2), context=64, classes=10, autoencoder=Part("kl/tiny")
+    ),
+    "tiny-pixels": replace(_SMALL, context=64, classes=10),
     "tiny-unconditional": _SMALL,
     # models/ldm/cin256/config.yaml of latent-diffusion; the 1.45 billion parameters of its text model include the text encoder
     "cin256": Config((3, 64, 64), 192, (1, 2, 3, 5), 2, (2, 4, 8), 1, 512, 1000, betas=(0.0015, 0.0195)),

@@ -28,7 +28,19 @@ from torch import Tensor, nn
 from opticus.layers.patchgan import Norm, PatchGAN, PixelGAN, normal_weights
 from opticus.losses import adversarial
 from opticus.losses.pictures import mean, pictures, pixels_of, targets_of, view_of
-from opticus.structures import Batch, Images, Noise, Picture, Prepare, Progress, Task, UnknownNameError, UsageError, Weights
+from opticus.structures import (
+    Batch,
+    DataError,
+    Images,
+    Noise,
+    Picture,
+    Prepare,
+    Progress,
+    Task,
+    UnknownNameError,
+    UsageError,
+    Weights,
+)
 from opticus.weights.names import Names, drop, rename
 
 TASK: Task = "translate"
@@ -179,7 +191,7 @@ NETWORK = UNet
 class Pix2Pix(nn.Module):
     """G* = arg min max L_cGAN(G, D) + l1 L_1(G) (eq. 4): the discriminator sees a picture and its answer together.
 
-    Phases "d", then "g". Pairs are pictures with a target picture, or the roles "a" and "b". `judge` "patch" has `layers` strided
+    Phases "d", then "g". `judge` "patch" has `layers` strided
     layers (3: 70x70 pixels), "pixel" none; `rule` is one of `losses.adversarial.RULES`.
     """
 
@@ -210,9 +222,18 @@ class Pix2Pix(nn.Module):
         return (self.discriminator if phase == "d" else self.network).parameters()
 
     def pair(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Pictures and their answers, normalised; UsageError where they differ in size."""
-        views = "a" in batch.roles and "b" in batch.roles
-        a, b = (view_of(batch, "a"), view_of(batch, "b")) if views else (pixels_of(batch), targets_of(batch, self.network.produces))
+        """Pictures and their answers, normalised; DataError for pictures without, UsageError where the two differ in size.
+
+        Where a batch has no pictures but views "a" and "b", these are the pairs.
+        """
+        if batch.images is None:
+            a, b = view_of(batch, "a"), view_of(batch, "b")
+        elif "a" in batch.roles and not any(isinstance(target, Picture) for target in batch.targets):
+            raise DataError(
+                f"batch {batch.ids[:1]} has pictures of two domains that are no pairs: pix2pix needs a target picture, cyclegan does not"
+            )
+        else:
+            a, b = pixels_of(batch), targets_of(batch, self.network.produces)
         if a.shape[2:] != b.shape[2:]:
             raise UsageError(f"pix2pix: pictures of {tuple(a.shape[2:])} pixels have answers of {tuple(b.shape[2:])} pixels")
         return a, b

@@ -132,8 +132,9 @@ def spread_out(kernel: Float[Tensor, "A B 3 3"]) -> Float[Tensor, "A B 4 4"]:
 
 
 def blur(x: Tensor) -> Tensor:
-    """The filter [1, 2, 1] / 4 along both sides: the mean of neighbours, twice; zeros outside (appendix C)."""
-    return F.avg_pool2d(F.avg_pool2d(x, 2, 1, 1), 2, 1)
+    """The filter [1, 2, 1] / 4 along both sides, with zeros outside (appendix C)."""
+    line = x.new_tensor((0.25, 0.5, 0.25))
+    return F.conv2d(x, (line[:, None] * line).expand(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1])
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -294,14 +295,14 @@ class StyleGAN(nn.Module):
             styles = mixed(styles, self.spread(self.styles(self.latents(noise)), truncation, cutoff), mixing)
         return self.finished(self.synthesize(styles, None if fixed else self.noises(noise)))
 
-    def _check(self, condition: Any, steps: Any, truncation: float, cutoff: int | None, mixing: int | None) -> None:
+    def _check(self, condition: Any, steps: Any, truncation: Any, cutoff: Any, mixing: Any) -> None:
         if condition is not None or steps is not None:
             raise UsageError("stylegan: pictures depend on latent vectors alone; there is no condition and there are no steps")
-        if not -2 <= truncation <= 2:
-            raise UsageError(f"stylegan: truncation must be in [-2, 2], found {truncation}")
+        if not isinstance(truncation, (int, float, Tensor)) or not -2 <= truncation <= 2:
+            raise UsageError(f"stylegan: truncation must be a number in [-2, 2], found {truncation!r}")
         for name, layer in (("cutoff", cutoff), ("mixing", mixing)):
-            if layer is not None and not 0 <= layer <= len(self.layers):
-                raise UsageError(f"stylegan: {name} is one of the {len(self.layers)} layers, found {layer}")
+            if layer is not None and (not isinstance(layer, (int, Tensor)) or not 0 <= layer <= len(self.layers)):
+                raise UsageError(f"stylegan: {name} is a layer, a whole number in 0..{len(self.layers)}, found {layer!r}")
 
 
 def mixed(first: Float[Tensor, "N L D"], second: Float[Tensor, "N L D"], crossover: int | Tensor) -> Float[Tensor, "N L D"]:
