@@ -1,7 +1,7 @@
 """make bench: every measurement in one go, printed as tables and written to docs/benchmarks.md.
 
-`python bench/run.py [models] [detectors] [selfsup] [translate] [adversarial] [diffusion] [ops] [loader] [augment]` runs only the named
-parts and leaves docs/benchmarks.md alone.
+`python bench/run.py [models] [detectors] [selfsup] [generative] [translate] [adversarial] [diffusion] [ops] [loader] [augment]` runs
+only the named parts and leaves docs/benchmarks.md alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 BENCH = Path(__file__).parent
 PAGE = BENCH.parent / "docs" / "benchmarks.md"
-LIBRARIES = ("torch", "timm", "transformers", "torchvision", "pycocotools", "numpy", "Pillow", "opticus")
+LIBRARIES = ("torch", "timm", "transformers", "diffusers", "torchvision", "pycocotools", "numpy", "Pillow", "opticus")
 Row = dict[str, Any]
 
 HEAD = """# Benchmarks
@@ -66,6 +66,7 @@ PARTS: dict[str, tuple[str, dict[str, str]]] = {
     "models": ("Networks", TIMES),
     "detectors": ("Detectors", TIMES),
     "selfsup": ("Learning without labels", TIMES),
+    "generative": ("Autoencoders", TIMES),
     "translate": ("Pictures answered by pictures", TIMES),
     "adversarial": ("Adversarial training", TIMES),
     "diffusion": ("Diffusion", TIMES),
