@@ -284,7 +284,7 @@ def test_r1_makes_the_smallest_game_converge() -> None:
                         assert p.grad is not None
                         p -= 0.1 * p.grad
             if step >= 500:
-                furthest = max(furthest, abs(float(objective.network.get_parameter("place"))))
+                furthest = max(furthest, abs(float(objective.network.get_parameter("place").detach())))
         return furthest
 
     assert ends(0.0) > 0.3

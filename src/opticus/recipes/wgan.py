@@ -14,7 +14,7 @@ def default(model: str, data: Dataset) -> Recipe:
     channels = data[0].picture.pixels.shape[2]
     size = zoo.config_of(model, {"channels": channels}).size
     if model.endswith("/tiny"):
-        return drawings(model, channels, size, steps=4000, batch=64, lr=1e-3, betas=(0.0, 0.9), options={"critics": 2})
+        return drawings(model, channels, size, steps=3500, batch=64, lr=1e-3, betas=(0.0, 0.9), options={"critics": 2})
     return cifar10(model, channels, size)
 
 
