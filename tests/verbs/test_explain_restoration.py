@@ -20,7 +20,7 @@ def test_systems_stand_beside_bicubic_and_the_original(tmp_path) -> None:
     assert numbers["scale"] == 2 and len(numbers["pictures"]) == 2 * 3, "two systems of one title are two columns"
     bicubic = [row["PSNR"] for row in numbers["means"] if row["system"] == "bicubic"]
     assert 20 < bicubic[0] < 60
-    assert found["scale"] == 2 or found["numbers"]["scale"] == 2
+    assert found["numbers"]["scale"] == 2 and found["kind"] == "restoration"
 
 
 def test_a_picture_is_made_smaller_first(tmp_path) -> None:

@@ -39,9 +39,8 @@ def restored(request: Request, *, index: int = 0, limit: int = 4, border: int | 
     for name, small, large in pairs:
         answers: dict[str, Any] = {"bicubic" if scale > 1 else "given": _same_size(small, large)}
         for title, network in zip(titles, request.models, strict=True):
-            answers[title] = cast(
-                Picture, infer(network, [Picture(channelled(small.pixels, cast(Any, network).prepare.channels, name))])[0]
-            )
+            shown = channelled(small.pixels, cast(Any, network).prepare.channels, name)
+            answers[title] = infer(network, [Picture(shown)])[0]
         rows.append(answers)
         for title, answer in answers.items():
             psnr, ssim = fidelity(answer, large, margin)

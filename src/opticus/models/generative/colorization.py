@@ -283,8 +283,9 @@ class Colours(nn.Module):
         count = len(self.centres())
         if prior is not None and (len(prior) != count or min(prior) < 0 or sum(prior) <= 0):
             raise UsageError(f"colorization: the prior must be {count} frequencies, found {len(prior)} numbers")
-        self.adversarial_weight, self.squared_weight = 1.0, squared
-        weights = torch.ones(count) if prior is None else rebalanced(torch.tensor(prior), self.centres().cpu(), balance)
+        self.squared_weight = squared
+        centres = nearest_bins(count) if self.centres().is_meta else self.centres().detach().cpu()
+        weights = torch.ones(count) if prior is None else rebalanced(torch.tensor(prior), centres, balance)
         self.register_buffer("weights", weights.float())
         self.discriminator = Discriminator(width) if self.loss == "adversarial" else None
 

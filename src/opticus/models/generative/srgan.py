@@ -226,10 +226,8 @@ class SRGAN(nn.Module):
         if isinstance(look, nn.Module):
             look.to(made.device)
         found, wanted = look(self._as_seen(made)), look(self._as_seen(large))
-        if isinstance(found, Tensor):
-            found, wanted = [found], [wanted]
-        pairs = cast("list[tuple[Tensor, Tensor]]", list(zip(found, wanted, strict=True)))
-        return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in pairs]).sum(0)
+        ours, theirs = ([maps] if isinstance(maps, Tensor) else list(maps) for maps in (found, wanted))
+        return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True)]).sum(0)
 
     def _as_seen(self, pixels: Tensor) -> Tensor:
         """Pictures of three channels in ImageNet's normalisation."""
