@@ -28,7 +28,7 @@ def conditional_entropy(table: npt.NDArray[Any]) -> float:
         raise MetricError(f"conditional entropy: a table of counts is needed, found {counts.tolist()}")
     rows = np.broadcast_to(counts.sum(1, keepdims=True), counts.shape)
     seen = counts > 0
-    return float(-(counts[seen] / total * np.log(counts[seen] / rows[seen])).sum())
+    return float((counts[seen] / total * np.log(rows[seen] / counts[seen])).sum())
 
 
 def plane(vectors: Floats, labels: npt.NDArray[np.bool_]) -> tuple[Floats, float]:
