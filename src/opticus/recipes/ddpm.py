@@ -7,7 +7,7 @@ from typing import Any
 from opticus import zoo
 from opticus.structures import Dataset
 from opticus.training.recipe import Optim, Recipe, Schedule
-from opticus.transforms.geometry import Affine, Flip
+from opticus.transforms.geometry import Affine, Flip, Resize
 
 
 def default(model: str, data: Dataset) -> Recipe:
@@ -21,12 +21,13 @@ def default(model: str, data: Dataset) -> Recipe:
 
 def small(model: str, changes: dict[str, Any]) -> Recipe:
     """Digits, slightly turned, scaled and shifted; they have a handedness, so nothing is flipped."""
-    grey = changes["channels"] == 1
+    grey, side = changes["channels"] == 1, zoo.config_of(model).size
+    turned = (Affine(degrees=6, translate=(0.02, 0.02), scale=(0.95, 1.05), fill=0),) if grey else ()
     return Recipe(
         model,
         "digits" if grey else "textures",
         changes=changes,
-        transforms=(Affine(degrees=6, translate=(0.02, 0.02), scale=(0.95, 1.05), fill=0),) if grey else (),
+        transforms=(*turned, Resize((side, side))),
         batch=64,
         steps=1500,
         optim={"all": Optim("adamw", lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99), clip=1.0)},

@@ -27,7 +27,7 @@ def small(model: str, changes: dict[str, Any], channels: int, *, latent: bool) -
         "digits",
         changes=changes,
         pretrain={"autoencoder": kl.small("kl/tiny", channels)} if latent else {},
-        transforms=(Affine(degrees=6, translate=(0.02, 0.02), scale=(0.95, 1.05), fill=0),),
+        transforms=(Affine(degrees=6, translate=(0.02, 0.02), scale=(0.95, 1.05), fill=0), Resize((16, 16))),
         batch=64,
         steps=2000 if latent else 1000,
         optim={"all": Optim("adamw", lr=1e-3 if latent else 2e-3, weight_decay=0.0, betas=(0.9, 0.99), clip=1.0)},
