@@ -368,7 +368,7 @@ VARIANTS: dict[str, Config] = {
     "siggraph17": Config("siggraph17", bins=529),
 }
 PARAMETERS: dict[str, int] = {}
-OVERFIT = {"observable": "loss", "floor": 0.0, "samples": 2, "lr": 2e-3, "options": {"loss": "squared"}}
+OVERFIT = {"observable": "loss", "floor": 0.0, "samples": 2, "lr": 5e-3, "options": {"loss": "squared"}}
 FORMATS: dict[str, Names] = {
     "eccv16": Names(
         rename(r"model([1-8])\.(\d+\..+)", r"net.conv\1.\2"),
