@@ -64,6 +64,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "decoder-attention": {"model": "detr/tiny", "data": "scenes", "index": 2},
     "encoder-attention": {"model": "detr/tiny", "data": "scenes"},
     "centring": {"model": "lenet/5", "data": "digits", "limit": 16},
+    "restoration": {"model": "srgan/tiny", "data": "x2:patches", "limit": 2},
     "cycle": {"model": "cyclegan/tiny", "data": "daynight", "limit": 2, "index": 3},
     "gallery": {"model": ["centernet/tiny", "retinanet/tiny"], "data": "scenes", "limit": 2},
     "style-mixing": {"model": "stylegan/tiny", "limit": 3, "rows": 1, "truncation": 1.0},

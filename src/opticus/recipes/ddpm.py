@@ -45,7 +45,7 @@ def published(model: str, changes: dict[str, Any]) -> Recipe:
     cifar = model.endswith("/cifar10")
     return Recipe(
         model,
-        "cifar10" if cifar else "",
+        "",
         changes=changes,
         transforms=(Flip(),),
         batch=128 if cifar else 64,

@@ -12,6 +12,8 @@ from opticus.transforms.geometry import Flip, Resize
 
 def default(model: str, data: Dataset) -> Recipe:
     """Small pictures for "tiny"; the paper's training for the others."""
+    if model.endswith("/points"):  # coordinates in place of pictures: nothing is resized, and their number is the network's
+        return published(model, {}, 0)
     channels = data[0].picture.pixels.shape[2]
     changes = {"channels": channels}
     size = zoo.config_of(model, changes).size
@@ -42,7 +44,7 @@ def published(model: str, changes: dict[str, Any], size: int) -> Recipe:
         model,
         "",
         changes=changes,
-        transforms=(Resize((size, size)), Flip()),
+        transforms=(Resize((size, size)), Flip()) if size else (),
         batch=64,
         steps=80_000,
         optim={"all": Optim("adam", lr=1e-3, weight_decay=0.0, clip=100.0)},
