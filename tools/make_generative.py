@@ -143,7 +143,7 @@ def draws(name: str, folder: Path) -> Found:
     row["parameters"] = sum(p.numel() for p in network.parameters())
     if labels is not None and seen.probs is not None:
         row["class accuracy"] = round(float((seen.probs.argmax(1) == labels.numpy()).mean()), 4)
-    if isinstance(network, Density):
+    if isinstance(network, Density) and not hasattr(network, "TIMES"):  # of diffusion it costs a pass for every time and picture
         row["bits/dim"] = round(bits(network, real("test"), model.prepare, None), 4)
     row["beside"] = {title: closeness(true, one) for title, one in rivals.items()}
     low, high = lead(true.vectors, seen.vectors, rivals["Gaussian"].vectors)

@@ -166,7 +166,10 @@ def _run(job: Job, network: Model, opened: Splits, test: bool, quiet: bool) -> R
         if embeds:
             result.evaluation = neighbour_accuracy(model, opened.train, final, name, batch=64, cache=False, quiet=quiet)
         else:
-            result.evaluation = score(model, final, name, batch=job.recipe.batch, quiet=quiet, keep=64)
+            quick: dict[str, Any] = (
+                {"drawing": {"likelihood": False}} if card.task == "generate" else {}
+            )  # `val` takes its time for it
+            result.evaluation = score(model, final, name, batch=job.recipe.batch, quiet=quiet, keep=64, **quick)
         seconds = time.perf_counter() - start
         if collectives.rank() == 0:
             report_of(job.out, model, result.evaluation, final, job.recipe, seconds=seconds, steps=outcome.steps)
