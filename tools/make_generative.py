@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from opticus.transforms.prepare import place, prepare
 from opticus.verbs.evaluate import evaluate
 from opticus.verbs.evaluate_pictures import Features, bits, features_of
 from opticus.verbs.models import Model, load
+from opticus.verbs.report import keep_passport
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, DOCS = ROOT / "runs" / "generative", ROOT / "docs"
@@ -171,7 +173,7 @@ def against(
     """PSNR and SSIM of a finished run beside those of rivals' answers to the same pictures, with intervals of the difference."""
     passport = Passport.read(folder)
     found: Found = {key: round(passport.numbers[key].value, 4) for key in ("PSNR", "SSIM", "MAE")}
-    found |= {"steps": steps_of(folder), "beside": {}, "name": name}
+    found |= {"beside": {}, "name": name}
     for title, answers in rivals.items():
         metric = Restoration(channel=like.channel, border=like.border, frame=like.frame, data=like.data, split=like.split)
         for id, answer, target in zip(ids, answers, right):
@@ -198,13 +200,42 @@ def restores(name: str, folder: Path) -> Found:
     train, test = (
         np.stack([p.pixels.numpy().ravel() for p in real(split, rule)]).astype(np.float64) for split in ("train", "test")
     )
-    fitted = PCA(min(code, min(train.shape) - 1), random_state=0).fit(train)
-    back = cast(Any, fitted).inverse_transform(fitted.transform(test))
+    if hasattr(network, "codes"):  # discrete ones: PCA gets as many bits
+        with torch.no_grad():
+            places = cast(Any, network).codes(prepare([data[0].picture], rule).pixels)[0].numel()
+        bits_ = round(places * math.log2(network.config.codes))
+        title, back = f"PCA, {bits_} bits", quantised(train, test, bits_)
+        code = f"{places} x {network.config.codes} codes"
+    else:
+        fitted = PCA(min(code, min(train.shape) - 1), random_state=0).fit(train)
+        title, back = f"PCA, {code} numbers", cast(Any, fitted).inverse_transform(fitted.transform(test))
     answers = [as_picture(row, rule.size, rule.channels) for row in back]
     ids = [data.id_of(i) for i in range(len(data))]
-    found = against(name, folder, {f"PCA {code}": answers}, real("test", rule), ids, scorer)
+    found = against(name, folder, {title: answers}, real("test", rule), ids, scorer)
     gallery([real("test", rule)[:SHOWN], list(done.results.values())[:SHOWN] or answers[:SHOWN]], folder / "sheet.png")
-    return found | {"code": code, "parameters": sum(p.numel() for p in network.parameters())}
+    return found | {"code": code, "steps": steps_of(folder), "parameters": sum(p.numel() for p in network.parameters())}
+
+
+def quantised(train: Rows, test: Rows, bits_: int) -> Rows:
+    """Test pictures through PCA whose numbers are rounded to so many bits in all, each to as many; how many is chosen on train."""
+    from sklearn.decomposition import PCA
+
+    best: tuple[float, Rows] = (math.inf, test)
+    for each in range(2, 9):
+        if not 1 <= bits_ // each < min(train.shape):
+            continue
+        fitted: Any = PCA(bits_ // each, random_state=0).fit(train)
+        low, high = np.percentile(fitted.transform(train), [0.5, 99.5], axis=0)
+        step = (high - low) / 2**each
+
+        def through(rows: Rows, fitted: Any = fitted, low: Rows = low, step: Rows = step, each: int = each) -> Rows:
+            places = np.clip(np.floor((fitted.transform(rows) - low) / step), 0, 2**each - 1)
+            return fitted.inverse_transform(low + (places + 0.5) * step)
+
+        error = float(np.square(through(train) - train).mean())
+        if error < best[0]:
+            best = (error, through(test))
+    return best[1]
 
 
 def as_picture(row: npt.NDArray[Any], size: tuple[int, int], channels: int) -> Picture:
@@ -223,15 +254,23 @@ def translates(name: str, folder: Path) -> Found:
             "steps": steps_of(folder),
             "data": word,
         }
-    done = evaluate(network, word, quiet=True)
+    larger = getattr(network, "scale", 1) > 1  # super-resolution is compared on luma, without a border
+    done = evaluate(network, word, quiet=True, metric="y" if larger else None)
+    where = folder / "luma" if larger else folder
+    if larger:
+        keep_passport(where, done)
     scorer, ids = cast(Restoration, done.metric), [test.id_of(i) for i in range(len(test))]
     right = [cast(Picture, test.target_of(i)) for i in range(len(test))]
     shown = [test[i].picture for i in range(len(test))]
     apart = name.split("/")[0] in UNPAIRED
-    found = against(name, folder, rivals_of(train, shown, right, apart), right, ids, scorer)
+    found = against(name, where, rivals_of(train, shown, right, apart), right, ids, scorer)
     answers = [result for p in network.predict([one.pixels for one in shown[:SHOWN]]) if isinstance(result := p.result, Picture)]
     gallery([[enlarged(one, right[0].size) for one in shown[:SHOWN]], answers, right[:SHOWN]], folder / "sheet.png")
-    return found | {"data": word, "parameters": sum(p.numel() for p in network.parameters())}
+    return found | {
+        "data": word + (" (luma)" if larger else ""),
+        "steps": steps_of(folder),
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
 
 
 def rivals_of(train: Source, shown: list[Picture], right: list[Picture], apart: bool) -> dict[str, list[Picture]]:
@@ -326,13 +365,14 @@ def page(known: Found) -> str:
     lines += [
         "", "Pictures of each: `runs/generative/<system>/samples.png`, drawn again by `opticus sample runs/generative/dcgan-tiny n=64 --grid`.", "",
         "## Restoring from a code", "",
-        "Test digits in the network's frame; PCA keeps as many numbers as the code has. The interval is that of the difference in PSNR.", "",
-        "| system | code | PSNR | SSIM | PCA's PSNR | difference | parameters | training s |", "|---|---|---|---|---|---|---|---|",
+        "Test digits in the network's frame; PCA keeps as many numbers (of discrete codes: bits, shared evenly) as the code has. The interval is",
+        "that of the difference in PSNR.", "",
+        "| system | code | PSNR | SSIM | rival | its PSNR | difference | parameters | training s |", "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, row in sorted(known.get("reconstruct", {}).items(), key=lambda item: -item[1]["PSNR"]):
-        rival = next(iter(row["beside"].values()))
+        title, rival = next(iter(row["beside"].items()))
         lines.append(
-            f"| {name} | {row['code']} | {row['PSNR']:.2f} | {row['SSIM']:.3f} | {rival['PSNR']:.2f} | {gap(rival)} | {row['parameters']:,} "
+            f"| {name} | {row['code']} | {row['PSNR']:.2f} | {row['SSIM']:.3f} | {title} | {rival['PSNR']:.2f} | {gap(rival)} | {row['parameters']:,} "
             f"| {row['seconds']} |"
         )
     lines += [
