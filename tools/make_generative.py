@@ -62,7 +62,9 @@ def systems(task: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", action="append", default=[], help="systems whose name contains this word (may be repeated)")
+    parser.add_argument(
+        "--only", action="append", default=[], help="systems whose name contains this word, or =NAME (may be repeated)"
+    )
     parser.add_argument("--budget", type=float, default=float("inf"), help="minutes of training in all")
     parser.add_argument("--render", action="store_true", help="write the page from the stored figures and train nothing")
     words = parser.parse_args()
@@ -70,7 +72,7 @@ def main() -> None:
     measures: dict[str, Callable[[str, Path], Found]] = {"generate": draws, "reconstruct": restores, "translate": translates}
     asked = [(task, name, None) for task in measures for name in systems(task)] + [("translate", name, data) for name, data in MORE]
     for task, name, other in asked if not words.render else ():
-        if words.only and not any(word in name for word in words.only):
+        if words.only and not any(word in name or word == f"={name}" for word in words.only):
             continue
         folder, measure = trained(name, stop, other), measures[task]
         if folder is not None:
@@ -372,8 +374,8 @@ def page(known: Found) -> str:
     for name, row in sorted(known.get("reconstruct", {}).items(), key=lambda item: -item[1]["PSNR"]):
         title, rival = next(iter(row["beside"].items()))
         lines.append(
-            f"| {name} | {row['code']} | {row['PSNR']:.2f} | {row['SSIM']:.3f} | {title} | {rival['PSNR']:.2f} | {gap(rival)} | {row['parameters']:,} "
-            f"| {row['seconds']} |"
+            f"| {name} | {row['code']} | {row['PSNR']:.2f} | {row['SSIM']:.3f} | {title} | {rival['PSNR']:.2f} | {gap(rival)} "
+            f"| {row['parameters']:,} | {row['seconds']} |"
         )
     lines += [
         "",
