@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import struct
+import sys
 import tarfile
+import types
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -458,3 +460,22 @@ def test_old_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(reading.torch, "__version__", "2.9.1+cpu")
     with pytest.raises(WeightsError, match=r"torch >= 2\.10 only .* 2\.9\.1"):
         read(path)
+
+
+def test_settings_of_a_known_training_script_are_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytorch_GAN_zoo keeps an object of plain attributes in its files; a stand-in takes its place, the class itself is not needed."""
+    module = types.ModuleType("models.utils.config")
+    made = type("BaseConfig", (), {"__module__": "models.utils.config", "__qualname__": "BaseConfig"})
+    module.BaseConfig = made  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        for name, part in (
+            ("models", types.ModuleType("models")),
+            ("models.utils", types.ModuleType("models.utils")),
+            ("models.utils.config", module),
+        ):
+            patch.setitem(sys.modules, name, part)
+        config = made()
+        config.depth, config.nested = 3, made()
+        torch.save({"config": config, "avgG": OrderedDict(STATE)}, tmp_path / "zoo.pth")
+    found = read(tmp_path / "zoo.pth")
+    assert set(found.state) == set(STATE)

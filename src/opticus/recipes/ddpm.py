@@ -36,7 +36,7 @@ def small(model: str, changes: dict[str, Any]) -> Recipe:
         evaluate_every=0,
         precision="bf16",
         workers=1,
-        note="two minutes on one core; samples in 50 steps of DDIM",
+        note="about ten minutes on one core of a machine that works for others too; samples in 50 steps of DDIM",
     )
 
 

@@ -38,7 +38,7 @@ def small(model: str, changes: dict[str, Any], size: int) -> Recipe:
         evaluate_every=0,
         workers=1,
         precision="bf16",
-        note="from 4x4 to 16x16 pixels in the first third of the run; two and a half minutes on one core",
+        note="from 4x4 to 16x16 pixels in the first third of the run; about three minutes on one core",
     )
 
 

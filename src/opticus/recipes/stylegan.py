@@ -40,8 +40,8 @@ def small(model: str, changes: dict[str, Any], size: int) -> Recipe:
         evaluate_every=0,
         workers=1,
         precision="bf16",
-        note="from 4x4 to 16x16 pixels in the first half of the run, two minutes on one core: too short for all ten digits to be drawn "
-        "equally often",
+        note="from 4x4 to 16x16 pixels in the first half of the run, minutes on one core; it does not learn enough: "
+        "some digits are drawn far too often (docs/generative.md)",
     )
 
 

@@ -300,6 +300,13 @@ def _load_pth(path: Path, mapped: bool, names: tuple[str, ...]) -> Mapping[Any, 
     return cast(Mapping[Any, Any], value)
 
 
+class Settings:
+    """What stands for a training script's object of plain attributes: it only holds what the file says, and nothing looks at it."""
+
+
+HOLDERS = ("models.utils.config.BaseConfig",)  # of facebookresearch/pytorch_GAN_zoo
+
+
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Types that training scripts leave in checkpoints beside the tensors and that only hold values."""
     import numpy as np
@@ -308,6 +315,7 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
     return [
         argparse.Namespace,
+        *((Settings, name) for name in HOLDERS),
         np.dtype,
         *dtypes,
         (scalar, "numpy.core.multiarray.scalar"),
