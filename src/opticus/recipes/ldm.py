@@ -55,5 +55,6 @@ def published(model: str, changes: dict[str, Any]) -> Recipe:
         evaluate_every=10_000,
         workers=8,
         note="Rombach et al. 2022, class-conditional ImageNet: README of CompVis/latent-diffusion reports FID 3.6 with classifier-free "
-        "guidance for cin256; 178,000 steps of batch 1200 (the paper's appendix); the text models of Stable Diffusion need a text encoder and its data; not run here",
+        "guidance for cin256; 178,000 steps of batch 1200 (the paper's appendix); the text models of Stable Diffusion need a text "
+        "encoder and its data; not run here",
     )

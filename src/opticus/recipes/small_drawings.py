@@ -11,7 +11,7 @@ from opticus.transforms.geometry import Affine, Resize
 def drawings(
     model: str, channels: int, size: int, *, steps: int, batch: int, lr: float, ratio: float = 1.0,
     betas: tuple[float, float] = (0.5, 0.99), precision: Literal["fp32", "bf16"] = "bf16", options: dict[str, Any] | None = None,
-    note: str = "one to two minutes on one core",
+    note: str = "two to five minutes on one core",
 ) -> Recipe:  # fmt: skip
     """Pictures slightly turned, scaled and shifted; the discriminator learns `ratio` times as fast as the generator."""
     slow, fast = (Optim("adam", lr=rate, weight_decay=0.0, betas=betas) for rate in (lr, lr * ratio))
