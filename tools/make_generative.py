@@ -31,6 +31,7 @@ from opticus.losses.pictures import pictures
 from opticus.metrics.passport import Passport, compare
 from opticus.metrics.pictures import Restoration
 from opticus.metrics.samples import class_figures, distances, frechet
+from opticus.plot.panels import Panel, panels
 from opticus.plot.sheet import sheet
 from opticus.recipes.budgeted import fresh, run_until, seconds_of, steps_of
 from opticus.recipes.choose import default
@@ -80,7 +81,27 @@ def main() -> None:
             known = stored(file)  # read again: another process may have written meanwhile
             known.setdefault(task, {})[name if other is None else f"{name} on {other}"] = row
             file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    (DOCS / "generative.md").write_text(page(stored(file)), encoding="utf-8")
+    known = stored(file)
+    drawn_sheet(known.get("generate", {}))
+    (DOCS / "generative.md").write_text(page(known), encoding="utf-8")
+
+
+def drawn_sheet(rows: Found) -> None:
+    """docs/generative.png: what every system draws for the seeds 0, best first; runs that are not here are left out."""
+    names = [
+        name
+        for name in sorted(rows, key=lambda name: rows[name]["FID"])
+        if (RUNS / name.replace("/", "-") / "samples.png").is_file()
+    ]
+    if not names:
+        return
+    lines: list[list[Panel | None]] = []
+    for name in names:
+        image = np.asarray(Image.open(RUNS / name.replace("/", "-") / "samples.png"))
+        side = (image.shape[0] - 2) // 8  # eight pictures a row, with a gap of two
+        cuts = [(row * side + 2, column * side + 2) for row in range(2) for column in range(8)]
+        lines.append([Panel(image[top : top + side - 2, left : left + side - 2]) for top, left in cuts])
+    panels(lines, cell=48, row_titles=names).save(DOCS / "generative.png")
 
 
 def stored(file: Path) -> Found:
@@ -350,6 +371,7 @@ def page(known: Found) -> str:
         "whose like is drawn; *confidence* and *evenness*: how sure the classifier is, and how evenly it finds the ten digits (1 = equally often).",
         "*Closed*: the share of the gap between the Gaussian and the training pictures; *clear*: at least 30 %, and the 95 % interval of the",
         "difference to the Gaussian (bootstrap over pictures) excludes zero.", "",
+        "Seconds are those of the clock, with other runs beside on two cores: upper bounds.", "", "![what every system draws](generative.png)", "",
         "| system | FID | KID | precision | recall | confidence | evenness | bits/dim | closed | clear | parameters | training s | ms a picture |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
