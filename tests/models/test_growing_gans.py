@@ -101,6 +101,7 @@ def test_a_growing_run_resumes_bit_exactly(paper: str, tmp_path: Path) -> None:
     """Stopped while the second level fades in."""
     options = {
         **SMALL[paper],
+        "options": {"growing": 0.75},
         "steps": 8,
         "batch": 4,
         "save_every": 2,

@@ -17,7 +17,7 @@ class Explain:
     Kinds: filters, activations, tsne, surface, templates, neighbours, gradcam, attention, attention-mask, attention-point, rollout,
     receptive-field, augmentations, numbers; of detectors: anchors, objectness, nms, focal, slots, decoder-attention, encoder-attention,
     gallery; of methods without labels: centring, masks; of systems that answer pictures by pictures: restoration, cycle; of generators:
-    style-mixing, truncation.
+    style-mixing, truncation; of diffusion: denoising.
     """
 
     kind: str = field(metadata=_WORD)

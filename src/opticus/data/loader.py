@@ -201,3 +201,7 @@ def _plain(found: Iterator[Batch]) -> Iterator[Batch]:
         if text.startswith("Caught "):
             error.args = (text.rstrip().rsplit(f"{type(error).__name__}: ", 1)[-1],)
         raise error from None
+    except RuntimeError as error:  # what torch makes of an error that it cannot build anew from its text
+        if not str(error).startswith("Caught UnknownNameError"):
+            raise
+        raise UsageError(str(error).rstrip().rsplit("UnknownNameError: ", 1)[-1]) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-LISTED = 24  # known names that still fit into a message
+LISTED = 32
 
 
 class Error(Exception):
