@@ -15,9 +15,10 @@ from opticus import zoo
 from opticus.layers.norm import SyncNorm
 from opticus.ops import fused
 from opticus.parity.fill import fill_module
-from opticus.structures import CapabilityError, Error, UnknownNameError, UsageError
+from opticus.structures import CapabilityError, Error, Noise, UnknownNameError, UsageError
 from opticus.verbs import fusion, models
 from opticus.verbs.optimize import difference, last_layers, optimize
+from opticus.verbs.sample import sample
 
 FUSED = (fusion.FusedConv, fusion.FusedLinear)
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -332,3 +333,75 @@ def test_fused_operations_equal_plain_ones(activation: fused.Activation | None, 
     rows, matrix = torch.randn(3, 5, 8), torch.randn(6, 8)
     found = fused.linear_fused(rows, fused.pack_linear(matrix, 15), bias, activation)
     torch.testing.assert_close(found, fused.linear_eager(rows, matrix, bias, activation), rtol=1e-4, atol=1e-4)
+
+
+GENERATIVE: dict[str, dict[str, Any]] = {
+    "cyclegan/tiny": {"norm": "instance", "pair": True},
+    "dcgan/tiny": {},
+    "kl/tiny": {},
+    "vqgan/tiny": {},
+    "ddpm/tiny": {},
+    "pix2pix/tiny": {},
+    "srgan/tiny": {},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_generative_networks_keep_their_methods(name: str, precision: Any) -> None:
+    model: Any = zoo.create(name, **GENERATIVE[name]).eval()
+    fill_module(model)
+    fast: Any = optimize(model, precision=precision)
+    tolerance = 1e-4 if precision == "fp32" else 0.15
+    assert fast.fused > 0 and fast.error <= tolerance
+    pixels = torch.randn(2, model.prepare.channels, *model.prepare.size)
+    noise, given = Noise(3, 2), dict[str, tuple[Any, ...]]()
+    with torch.no_grad():
+        if hasattr(model, "encode"):
+            given |= {"encode": (pixels,), "decode": (model.encode(pixels),)}
+        elif hasattr(model, "sample"):
+            assert torch.equal(fast.latents(noise), model.latents(noise))
+            given |= {"render": (model.latents(noise),)}
+        else:
+            given |= {"forward": (pixels,)} | ({"cycle": (pixels,)} if hasattr(model, "cycle") else {})
+        for method, inputs in given.items():
+            steps = {"steps": 3} if method == "render" and name.startswith("ddpm") else {}
+            out, want = (leaves(getattr(network, method)(*inputs, **steps)) for network in (fast, model))
+            assert all(o.dtype == torch.float32 for o in out)
+            assert difference(out, want) <= tolerance, method
+
+
+def test_samples_of_an_optimised_model_are_those_of_the_plain_one() -> None:
+    for name, steps in (("dcgan/tiny", None), ("ddpm/tiny", 3)):
+        model = zoo.create(name).eval()
+        fill_module(model)
+        mine, plain_ones = (sample(network, 3, seed=1, steps=steps) for network in (optimize(model), model))
+        assert difference([mine.pixels], [plain_ones.pixels]) <= 1e-4
+
+
+class Widening(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Upsample(scale_factor=2), nn.Conv2d(4, 8, 3, padding=1), nn.InstanceNorm2d(8, affine=True), nn.LeakyReLU(0.2),
+            nn.ConvTranspose2d(8, 8, 3, 2, 1, 1), nn.BatchNorm2d(8), nn.PixelShuffle(2), nn.PReLU(), nn.ConvTranspose2d(2, 4, 2, groups=2),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_widening_norms_and_shuffles_are_fused_into_the_same_numbers() -> None:
+    model = Widening()
+    fill_module(model)
+    fast: Any = optimize(model.eval(), example=torch.randn(1, 4, 9, 9))
+    assert fast.fused == 3
+    assert sum(isinstance(module, nn.Upsample | nn.BatchNorm2d | nn.PReLU | nn.LeakyReLU) for module in fast.modules()) == 0
+    assert worst(fast, model, 3 + torch.randn(2, 4, 7, 12)) <= 1e-4
+
+
+def test_an_instance_norm_of_channels_far_from_zero_is_exact_in_either_layout() -> None:
+    x = 100 + torch.randn(2, 6, 31, 40)
+    want = F.instance_norm(x.double()).float()
+    for layout in (x, x.to(memory_format=torch.channels_last)):
+        torch.testing.assert_close(fused.instance_norm(layout, None, None, 1e-5), want, rtol=0, atol=1e-3)

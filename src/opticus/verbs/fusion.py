@@ -1,7 +1,8 @@
 """Rewriting an evaluation network in place: convolutions and linear maps swallow the norms, additions and activations after them.
 
 A part of the network whose forward can be traced symbolically becomes a graph, in which conv -> norm -> (+ shortcut) -> activation and
-linear -> activation or (+ residual) are one node each. A part that cannot be traced (a choice on shapes or masks) or whose inside is used
+linear -> activation or (+ residual) are one node each; doubling by nearest neighbour and the 3x3 convolution after it become one
+transposed convolution, which multiplies less than half as often. A part that cannot be traced (a choice on shapes or masks) or whose inside is used
 from outside keeps its class, methods and code: its children are treated one by one, and conv -> norm -> activation among its
 direct children is found by tracing it with its children as black boxes.
 """
@@ -20,134 +21,21 @@ from torch import Tensor, fx, nn
 from opticus.layers.norm import FrozenBatchNorm, SyncNorm
 from opticus.ops import fused
 from opticus.ops.fused import Activation, Window
+from opticus.verbs.fused_layers import FusedConv, FusedInstanceNorm, FusedLinear
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm, SyncNorm)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)  # in evaluation
-SHAPES = 2  # layouts kept per layer; each is a copy of its weight, and a further input shape costs a new packing
-FEW = 16  # up to so many rows oneDNN wants a linear weight in another layout
-
-
-class FusedConv(nn.Module):
-    """activation(scale * conv(x) + shift + other): a convolution with what follows it; channels-last out, weights without gradient.
-
-    `inplace` allows overwriting `other`. The plain weight stays: for gradients to the input, other devices and other layouts.
-    """
-
-    def __init__(self, conv: nn.Conv2d, window: Window, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
-        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
-        self.window, self.dtype = window, dtype
-        self.activation: Activation | None = None
-        self.inplace = False
-        self._packed: dict[tuple[int, ...], Tensor] = {}
-
-    def fold(self, norm: nn.Module) -> None:
-        """Take the affine map of a batch norm in evaluation mode into weight and bias."""
-        scale, shift = affine(norm)
-        weight, bias = fused.fold_scale(self.weight, self.bias, scale, shift)
-        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
-
-    def settle(self) -> None:
-        """Round the weights to the computing type, after the last fold."""
-        self.weight.data = self.weight.to(self.dtype, memory_format=torch.channels_last)
-        if self.bias is not None:
-            self.bias.data = self.bias.to(self.dtype)
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        x = x.to(self.dtype, memory_format=torch.channels_last)
-        if not _fast(x, other):
-            return _without_autocast(
-                x, lambda: fused.conv_eager(x, self.weight, self.bias, self.window, activation=self.activation, other=other)
-            )
-        packed = self._layout(tuple(x.shape))
-        if other is None:
-            return fused.conv_fused(x, packed, self.bias, self.window, activation=self.activation)
-        if other.dtype != self.dtype or other.shape != fused.conv_shape(x.shape, self.weight.shape, self.window):
-            out = fused.conv_fused(x, packed, self.bias, self.window) + other
-            return out if self.activation is None else self.activation(out)
-        other = other.contiguous(memory_format=torch.channels_last)
-        return fused.conv_fused(x, packed, self.bias, self.window, activation=self.activation, other=other, inplace=self.inplace)
-
-    def _layout(self, shape: tuple[int, ...]) -> Tensor:
-        packed = self._packed.get(shape)
-        if packed is None:
-            while len(self._packed) >= SHAPES:
-                self._packed.pop(next(iter(self._packed)))
-            packed = self._packed[shape] = fused.pack_conv(self.weight, self.window, shape)
-        return packed
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": {}}  # oneDNN's tensors cannot be copied or pickled
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, {self.window}, {self.activation}, {self.dtype}"
-
-
-class FusedLinear(nn.Module):
-    """activation(linear(x)), or linear(x) + other; the plain weight stays, as in FusedConv."""
-
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
-        bias = cast("Tensor | None", linear.bias)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-        self.dtype = dtype
-        self.activation: Activation | None = None
-        self._packed: dict[bool, Tensor] = {}
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        x = x.to(self.dtype)
-        if not _fast(x, other):
-            return _without_autocast(x, lambda: fused.linear_eager(x, self.weight, self.bias, self.activation, other))
-        rows = x.numel() // self.in_features
-        packed = self._packed.get(rows <= FEW)
-        if packed is None:
-            packed = self._packed[rows <= FEW] = fused.pack_linear(self.weight, rows)
-        if other is None:
-            return fused.linear_fused(x, packed, self.bias, self.activation)
-        if other.dtype != self.dtype or other.shape != (*x.shape[:-1], self.out_features):
-            return fused.linear_fused(x, packed, self.bias) + other
-        return fused.linear_fused(x, packed, self.bias, None, other.contiguous())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": {}}
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self.activation}, {self.dtype}"
-
-
-def _fast(x: Tensor, other: Tensor | None) -> bool:
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0 or not fused.available(x.dtype):
-        return False
-    return not (torch.is_grad_enabled() and (x.requires_grad or (other is not None and other.requires_grad)))
-
-
-def _without_autocast(x: Tensor, function: Callable[[], Tensor]) -> Tensor:
-    """Autocast would overrule the type chosen for a layer."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return function()
-    with torch.autocast(x.device.type, enabled=False):
-        return function()
-
-
-def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift (float64) of a batch norm in evaluation mode."""
-    values = cast(Any, norm)
-    mean, var = values.running_mean.double(), values.running_var.double()
-    scale = torch.rsqrt(var + values.eps)
-    if values.weight is not None:
-        scale = scale * values.weight.detach().double()
-    shift = -mean * scale
-    return scale, shift if values.bias is None else shift + values.bias.detach().double()
 
 
 # --- what can be fused -------------------------------------------------------------------------------------------------
 
 
 def window_of(conv: nn.Module) -> Window | None:
-    """The window of a plain convolution; None for one that cannot be rewritten."""
+    """The window of a plain convolution, transposed or not; None for one that cannot be rewritten."""
+    if type(conv) is nn.ConvTranspose2d and conv.groups == 1 and not isinstance(conv.padding, str) and not _watched(conv):
+        values = (conv.padding, conv.stride, conv.dilation, conv.output_padding)
+        padding, stride, dilation, grown = (_pair(value) for value in values)
+        return Window(padding, stride, dilation, 1, grown)
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or _watched(conv):
         return None
     if isinstance(conv.padding, str):
@@ -178,6 +66,7 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.Tanh: lambda m: Activation("tanh"),
     nn.Hardswish: lambda m: Activation("hardswish"),
     nn.LeakyReLU: lambda m: Activation("leaky_relu", (m.negative_slope,)),
+    nn.PReLU: lambda m: Activation("leaky_relu", (float(m.weight),)),  # of one slope
 }
 _FUNCTIONS: dict[Any, Activation] = {
     F.relu: Activation("relu"),
@@ -198,7 +87,8 @@ def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Activation
     if node.op == "call_module":
         module = modules[str(node.target)]
         make = _MODULES.get(type(module))
-        return None if make is None or _watched(module) else make(module)
+        several = isinstance(module, nn.PReLU) and module.num_parameters > 1
+        return None if make is None or several or _watched(module) else make(module)
     if node.op not in ("call_function", "call_method"):
         return None
     options = {k: v for k, v in node.kwargs.items() if k != "inplace"}
@@ -265,14 +155,17 @@ def fuse_graph(graph: fx.GraphModule, dtype_of: Callable[[nn.Module], torch.dtyp
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     _name_linears(graph, modules)
+    _name_norms(graph, modules)
+    _widen(graph, modules)
     count = 0
     read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}  # used as they are
     for node in list(graph.graph.nodes):
-        if node.op != "call_module" or str(node.target) in read or _calls(graph, node) != 1:
+        if node.op != "call_module" or str(node.target) in read or _calls(graph, node) != 1 or len(node.args) != 1 or node.kwargs:
             continue
         if (new := begin(modules[str(node.target)], dtype_of)) is not None:
             _absorb(graph, node, new, modules)
             count += 1
+    count += sum(_normalise(graph, node, modules) for node in list(graph.graph.nodes) if str(node.target) not in read)
     _overwrite(graph)
     graph.graph.lint()
     graph.delete_all_unused_submodules()
@@ -305,6 +198,95 @@ def _name_linears(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
             graph.graph.erase_node(node)
 
 
+def _name_norms(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """F.instance_norm with statistics of its input becomes a module."""
+    words = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    for i, node in enumerate(list(graph.graph.nodes)):
+        if node.op != "call_function" or node.target is not F.instance_norm:
+            continue
+        given = {**dict(zip(words, node.args)), **node.kwargs}
+        if given.get("running_mean") is not None or given.get("use_input_stats", True) is not True:
+            continue
+        try:
+            weight, bias = (None if given.get(k) is None else _constant(graph, given[k]) for k in ("weight", "bias"))
+        except LookupError:
+            continue
+        name = f"norm_at_{i}"
+        modules[name] = FusedInstanceNorm(given.get("eps", 1e-5), weight, bias)
+        graph.add_module(name, modules[name])
+        with graph.graph.inserting_before(node):
+            node.replace_all_uses_with(graph.graph.call_module(name, (given["input"],)))
+        graph.graph.erase_node(node)
+
+
+def _widen(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """Doubling by nearest neighbour, then a 3x3 convolution of stride 1, become one transposed convolution (`fused.widening_kernel`)."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_module" or _calls(graph, node) != 1 or len(node.args) != 1:
+            continue
+        conv, before = modules[str(node.target)], node.args[0]
+        if window_of(conv) != Window((1, 1), (1, 1), (1, 1), 1) or not _doubles(before, modules) or len(before.users) != 1:
+            continue
+        plain = cast(nn.Conv2d, conv)
+        if plain.kernel_size != (3, 3):
+            continue
+        new = nn.ConvTranspose2d(plain.in_channels, plain.out_channels, 4, 2, 1, bias=plain.bias is not None, device="meta")
+        new.weight = nn.Parameter(fused.widening_kernel(plain.weight.detach()), requires_grad=False)
+        new.bias = plain.bias
+        parent, _, name = str(node.target).rpartition(".")
+        setattr(graph.get_submodule(parent), name, new)
+        modules[str(node.target)] = new
+        node.args = before.args[:1] if before.args else (before.kwargs["input"],)
+        graph.graph.erase_node(before)
+
+
+def _doubles(node: Any, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node makes a map twice as large by repeating pixels."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "call_module":
+        part = modules[str(node.target)]
+        return isinstance(part, nn.Upsample) and part.mode == "nearest" and part.size is None and _two(part.scale_factor)
+    if node.op != "call_function" or node.target is not F.interpolate:
+        return False
+    given = {**dict(zip(("input", "size", "scale_factor", "mode"), node.args)), **node.kwargs}
+    return given.get("mode", "nearest") == "nearest" and given.get("size") is None and _two(given.get("scale_factor"))
+
+
+def _two(factor: Any) -> bool:
+    return factor in (2, (2, 2), [2, 2])
+
+
+def _normalise(graph: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]) -> int:
+    """An instance norm takes the activation after it, and overwrites the output of a convolution that only it reads."""
+    if node.op != "call_module" or _calls(graph, node) != 1 or (norm := instance_norm_of(modules[str(node.target)])) is None:
+        return 0
+    before, follower = node.args[0], _only_user(node)
+    norm.inplace = (
+        isinstance(before, fx.Node)
+        and before.op == "call_module"
+        and isinstance(modules[str(before.target)], FusedConv)
+        and len(before.users) == 1
+    )
+    if follower is not None and (activation := activation_of(follower, modules)) is not None:
+        norm.activation = activation
+        follower.replace_all_uses_with(node)
+        graph.graph.erase_node(follower)
+    parent, _, name = str(node.target).rpartition(".")
+    setattr(graph.get_submodule(parent), name, norm)
+    modules[str(node.target)] = norm
+    return 1
+
+
+def instance_norm_of(module: nn.Module) -> FusedInstanceNorm | None:
+    """The replacement of an instance norm that has no statistics of its own; None for another module."""
+    if isinstance(module, FusedInstanceNorm):
+        return module
+    if type(module) is not nn.InstanceNorm2d or module.running_mean is not None or _watched(module):
+        return None
+    return FusedInstanceNorm(module.eps, module.weight, module.bias)
+
+
 def _constant(graph: fx.GraphModule, value: Any) -> Tensor:
     """The tensor that a node always has: a parameter, buffer, or slice of one. LookupError for anything else."""
     if isinstance(value, fx.Node) and value.op == "get_attr":
@@ -319,7 +301,7 @@ def begin(module: nn.Module, dtype_of: Callable[[nn.Module], torch.dtype]) -> Fu
     """The replacement of a single convolution or linear map, with nothing fused yet."""
     window = window_of(module)
     if window is not None:
-        return FusedConv(cast(nn.Conv2d, module), window, dtype_of(module))
+        return FusedConv(cast("nn.Conv2d | nn.ConvTranspose2d", module), window, dtype_of(module))
     if type(module) is nn.Linear and not _watched(module):
         return FusedLinear(module, dtype_of(module))
     return None
@@ -343,7 +325,8 @@ def _absorb(graph: fx.GraphModule, node: fx.Node, new: FusedConv | FusedLinear, 
         while follower is not None and follower.op == "call_module" and _is_norm(modules[str(follower.target)]):
             new.fold(modules[str(follower.target)])
             last, follower = follower, _only_user(follower)
-    if follower is not None and (addend := _addend(follower, last)) is not None and not _moved_over_write(node, follower):
+    takes = not isinstance(new, FusedConv) or new.window.grown is None
+    if takes and follower is not None and (addend := _addend(follower, last)) is not None and not _moved_over_write(node, follower):
         last, other, follower = follower, addend, _only_user(follower)
     activation = None if follower is None else activation_of(follower, modules)
     if (
@@ -352,6 +335,8 @@ def _absorb(graph: fx.GraphModule, node: fx.Node, new: FusedConv | FusedLinear, 
         and (other is None or (activation.name == "relu" and isinstance(new, FusedConv)))
     ):
         new.activation, last = activation, follower
+    elif follower is not None and other is None and follower.op == "call_module":
+        _before_shuffle(graph, new, follower, modules)
     if isinstance(new, FusedConv):
         new.settle()
     target = str(node.target)
@@ -366,6 +351,16 @@ def _absorb(graph: fx.GraphModule, node: fx.Node, new: FusedConv | FusedLinear, 
         graph.graph.erase_node(last)
         last = before
     graph.graph.erase_node(node)
+
+
+def _before_shuffle(graph: fx.GraphModule, new: FusedConv | FusedLinear, node: fx.Node, modules: Mapping[str, nn.Module]) -> None:
+    """An activation after a pixel shuffle acts as well before it, in the convolution."""
+    if type(modules[str(node.target)]) is not nn.PixelShuffle or (follower := _only_user(node)) is None:
+        return
+    if (activation := activation_of(follower, modules)) is not None:
+        new.activation = activation
+        follower.replace_all_uses_with(node)
+        graph.graph.erase_node(follower)
 
 
 def _leads_back(node: fx.Node, start: fx.Node) -> bool:
@@ -437,9 +432,9 @@ def rewrite(module: nn.Module, callers: Mapping[nn.Module, set[nn.Module]], dtyp
     count = _chain(module, callers, dtype_of)
     for name, child in list(module.named_children()):
         ran = any(part in callers for part in child.modules())
-        if not ran or isinstance(child, FusedConv | FusedLinear) or _watched(child):
+        if not ran or isinstance(child, FusedConv | FusedLinear | FusedInstanceNorm) or _watched(child):
             continue
-        new = begin(child, dtype_of)
+        new = begin(child, dtype_of) or instance_norm_of(child)
         if new is not None:
             if isinstance(new, FusedConv):
                 new.settle()
